@@ -1,0 +1,257 @@
+/**
+ * A model as a typed value: its id, the schemas of what goes in and comes out, its limits, and how its queue behaves.
+ *
+ * @since 0.1.0
+ */
+import type * as Duration from "effect/Duration"
+import * as Schema from "effect/Schema"
+import type * as Types from "effect/Types"
+import type * as RateLimiter from "./RateLimiter.ts"
+
+/**
+ * Tokens as a provider reports them: whole numbers, not negative.
+ *
+ * @category schemas
+ * @since 0.1.0
+ */
+export const Usage = Schema.Struct({
+  inputTokens: Schema.Int.check(Schema.isGreaterThanOrEqualTo(0)),
+  outputTokens: Schema.Int.check(Schema.isGreaterThanOrEqualTo(0))
+}).annotate({ identifier: "Usage" })
+
+/**
+ * @category schemas
+ * @since 0.1.0
+ */
+export type Usage = typeof Usage.Type
+
+/**
+ * A request's place in the order: a named level, or seconds of head start. A request is ordered by the time it was
+ * submitted less its head start, so one that has waited long enough goes before any newer one.
+ *
+ * `"high"` is 60, `"normal"` 0 (the default), `"low"` −60. Between −86,400 and 86,400.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Priority = "high" | "normal" | "low" | number
+
+/**
+ * What happens to a request that finds the queue full: it waits for room (`suspend`, the default), it fails with
+ * `QueueFull` (`reject`), or the request that has waited longest does (`dropOldest`).
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Strategy = "suspend" | "reject" | "dropOldest"
+
+/**
+ * How long finished requests keep their status and result.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Retention {
+  /** Most finished requests kept, the newest. Default 1,000; 0 keeps none. */
+  readonly count?: number | undefined
+  /** Longest time one is kept. Default 1 hour. */
+  readonly age?: Duration.Input | undefined
+}
+
+/**
+ * What a queue does with its requests when it closes. In every case new requests fail with `QueueShutdown` from that
+ * instant on, and at the deadline whatever is left is told `QueueShutdown`; processors are interrupted then, and not
+ * waited for.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Shutdown {
+  /**
+   * - `drain` (default): requests that wait are still processed, within their limits
+   * - `finishRunning`: requests that wait fail with `QueueShutdown`, those being processed end
+   * - `interrupt`: those being processed are interrupted too, and waited for until the deadline
+   */
+  readonly policy?: "drain" | "finishRunning" | "interrupt" | undefined
+  /** Counts from the start of the closing. Default 30 seconds. */
+  readonly deadline?: Duration.Input | undefined
+}
+
+/**
+ * Options of a model besides its schemas and limits.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options<P, A> {
+  /**
+   * Reads the actual token usage from a result; the reservation is settled with it when the processor succeeds. If it
+   * throws or gives a malformed usage, a warning is logged and the estimate stays.
+   */
+  readonly usage?: ((result: A) => Usage) | undefined
+  /**
+   * Estimates the tokens of a request whose caller gave no estimate. What it leaves out is estimated by the default
+   * policy: input as a quarter of the characters in the parameters' strings, at least 1; output as 1,024 tokens, or
+   * what the tightest limit leaves for it if that is less. Only asked when a limit counts tokens.
+   */
+  readonly estimate?:
+    | ((params: P) => { readonly inputTokens?: number | undefined; readonly outputTokens?: number | undefined })
+    | undefined
+  /** Most requests that wait at one time, at least 1. Default 10,000. */
+  readonly capacity?: number | undefined
+  readonly strategy?: Strategy | undefined
+  readonly retention?: Retention | undefined
+  /** For requests that give none. Counts from submission. Default: no timeout. */
+  readonly timeout?: Duration.Input | undefined
+  /** For requests that give none. Counts from the start of an attempt. Default: no timeout. */
+  readonly processingTimeout?: Duration.Input | undefined
+  /** For requests that give none. Default `"normal"`. */
+  readonly priority?: Priority | undefined
+  readonly shutdown?: Shutdown | undefined
+}
+
+/**
+ * The limits of a model: a list, or the short form of one limit. `"unlimited"` says that there are none.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Limits =
+  | {
+    readonly rateLimiters: ReadonlyArray<RateLimiter.Config> | "unlimited"
+    readonly rateLimit?: never
+    readonly rateLimiterMode?: never
+    readonly timePeriod?: never
+  }
+  | {
+    /** Requests in any `timePeriod`. */
+    readonly rateLimit: number
+    readonly rateLimiterMode?: "requests_per_period" | undefined
+    /** Default 1 minute. */
+    readonly timePeriod?: Duration.Input | undefined
+    readonly rateLimiters?: never
+  }
+  | {
+    /** Requests being processed at one time. */
+    readonly rateLimit: number
+    readonly rateLimiterMode: "concurrent_requests"
+    readonly timePeriod?: never
+    readonly rateLimiters?: never
+  }
+
+/**
+ * Any model, whatever its types.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Any {
+  readonly modelId: string
+  readonly definition: Definition
+}
+
+/**
+ * A model. Invariant in all three types, so that a processor with another error, or a request with other parameters,
+ * does not compile.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ModelConfig<in out P, in out A, in out E> extends Any {
+  readonly "~effect-llm-queue/ModelConfig": {
+    readonly P: Types.Invariant<P>
+    readonly A: Types.Invariant<A>
+    readonly E: Types.Invariant<E>
+  }
+}
+
+/**
+ * What a model was made from, without its types.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Definition =
+  & {
+    readonly params: Schema.Constraint | undefined
+    readonly result: Schema.Constraint | undefined
+    readonly error: Schema.Constraint | undefined
+  }
+  & Options<never, never>
+  & Limits
+
+/**
+ * A schema whose decoding needs no services: a stored request has none to be decoded with.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+// oxlint-disable-next-line typescript/no-explicit-any -- a constraint that every such schema meets
+export type Codec = Schema.Codec<any, any>
+
+const variance = {
+  // oxlint-disable-next-line typescript/no-explicit-any -- one value stands for every instantiation
+  P: (_: any) => _,
+  // oxlint-disable-next-line typescript/no-explicit-any -- as above
+  A: (_: any) => _,
+  // oxlint-disable-next-line typescript/no-explicit-any -- as above
+  E: (_: any) => _
+}
+
+/** What a model is built from, kept apart from the object that carries it: a `ModelQueue` class carries one too. */
+const fields = <P, A, E>(
+  modelId: string,
+  definition: Definition
+): ModelConfig<P, A, E> => ({
+  "~effect-llm-queue/ModelConfig": variance,
+  modelId,
+  definition
+})
+
+/**
+ * Makes a model from schemas. Nothing is checked yet: a configuration that cannot work fails the registration with
+ * `InvalidConfiguration`.
+ *
+ * **Example** (A model with three limits)
+ *
+ * ```ts
+ * import { Schema } from "effect"
+ * import { ModelConfig, RateLimiter } from "effect-llm-queue"
+ *
+ * const Gpt4 = ModelConfig.make("gpt-4", {
+ *   params: Schema.Struct({ prompt: Schema.String }),
+ *   result: Schema.Struct({ text: Schema.String, usage: ModelConfig.Usage }),
+ *   rateLimiters: [RateLimiter.rpm(500), RateLimiter.tpm(30_000), RateLimiter.concurrent(20)],
+ *   usage: (result) => result.usage
+ * })
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = <P extends Codec, A extends Codec, E extends Codec = typeof Schema.Never>(
+  modelId: string,
+  options:
+    & { readonly params: P; readonly result: A; readonly error?: E | undefined }
+    & Options<NoInfer<P>["Type"], NoInfer<A>["Type"]>
+    & Limits
+): ModelConfig<P["Type"], A["Type"], E["Type"]> => fields(modelId, { error: undefined, ...options })
+
+/**
+ * Makes a model from types alone. Its parameters are not checked at submission, and it works only in memory.
+ *
+ * **Example** (Ten requests a minute)
+ *
+ * ```ts
+ * import { ModelConfig } from "effect-llm-queue"
+ *
+ * const Draft = ModelConfig.makeUntyped<{ prompt: string }, string>("draft", { rateLimit: 10 })
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const makeUntyped = <P, A, E = never>(
+  modelId: string,
+  options: Options<P, A> & Limits
+): ModelConfig<P, A, E> => fields(modelId, { params: undefined, result: undefined, error: undefined, ...options })

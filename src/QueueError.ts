@@ -1,0 +1,325 @@
+/**
+ * The failures of the queue, as data. Each is a tagged error with the numbers a caller needs to act on it, a message
+ * in plain words, and `isRetryable`: whether the same request can succeed later without being changed.
+ *
+ * @since 0.1.0
+ */
+import * as Duration from "effect/Duration"
+import * as Schema from "effect/Schema"
+
+const TypeId = "~effect-llm-queue/QueueError"
+
+const show = (millis: number): string => Duration.format(Duration.millis(Math.round(millis)))
+
+/**
+ * No queue is registered under the model id, or its registration has ended.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class ModelNotRegistered extends Schema.TaggedError<ModelNotRegistered>("effect-llm-queue/ModelNotRegistered")(
+  "ModelNotRegistered",
+  { modelId: Schema.String }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = false
+  override get message() {
+    return `No queue is registered for model ${JSON.stringify(this.modelId)}. `
+      + `Provide QueueManager.layerModel(model, processor), or call registerQueue in a scope that is still open.`
+  }
+}
+
+/**
+ * A queue is already registered under the model id. A registration lives as long as its scope; end it with
+ * `unregisterQueue`, or by closing the scope, before registering the id again.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class ModelAlreadyRegistered
+  extends Schema.TaggedError<ModelAlreadyRegistered>("effect-llm-queue/ModelAlreadyRegistered")(
+    "ModelAlreadyRegistered",
+    { modelId: Schema.String }
+  )
+{
+  readonly [TypeId] = TypeId
+  readonly isRetryable = false
+  override get message() {
+    return `Model ${JSON.stringify(this.modelId)} is already registered. Unregister it first, or use another id.`
+  }
+}
+
+/**
+ * A model's configuration cannot work. `problems` names every problem found, not only the first.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class InvalidConfiguration
+  extends Schema.TaggedError<InvalidConfiguration>("effect-llm-queue/InvalidConfiguration")(
+    "InvalidConfiguration",
+    { modelId: Schema.String, problems: Schema.Array(Schema.String) }
+  )
+{
+  readonly [TypeId] = TypeId
+  readonly isRetryable = false
+  override get message() {
+    return `The configuration of model ${JSON.stringify(this.modelId)} is invalid:\n${
+      this.problems.map((problem) => `  - ${problem}`).join("\n")
+    }`
+  }
+}
+
+/**
+ * A request, or a report about one, is malformed: parameters that do not match the model's schema, a negative or NaN
+ * token estimate, a bad timeout, priority or id.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class InvalidRequest extends Schema.TaggedError<InvalidRequest>("effect-llm-queue/InvalidRequest")(
+  "InvalidRequest",
+  { modelId: Schema.String, requestId: Schema.String, problems: Schema.Array(Schema.String) }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = false
+  override get message() {
+    return `Request ${JSON.stringify(this.requestId)} to model ${JSON.stringify(this.modelId)} is invalid:\n${
+      this.problems.map((problem) => `  - ${problem}`).join("\n")
+    }`
+  }
+}
+
+/**
+ * The request needs more than a whole limit allows, so it could never be admitted. `estimated` says that `requested`
+ * comes from the queue's own estimate and not from the caller's.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class RequestTooLarge extends Schema.TaggedError<RequestTooLarge>("effect-llm-queue/RequestTooLarge")(
+  "RequestTooLarge",
+  {
+    modelId: Schema.String,
+    requestId: Schema.String,
+    limitType: Schema.String,
+    limit: Schema.Finite,
+    requested: Schema.Finite,
+    estimated: Schema.Boolean
+  }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = false
+  override get message() {
+    return `Request ${JSON.stringify(this.requestId)} to model ${
+      JSON.stringify(this.modelId)
+    } needs ${this.requested} of the ${this.limitType} limit, which allows ${this.limit}: it could never be admitted. ${
+      this.estimated
+        ? "The need was estimated from the parameters; if it is wrong, give estimatedInputTokens and estimatedOutputTokens."
+        : "Make the request smaller, or raise the limit."
+    }`
+  }
+}
+
+/**
+ * Another request with this id is waiting, running, or still retained after its end.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class DuplicateRequest extends Schema.TaggedError<DuplicateRequest>("effect-llm-queue/DuplicateRequest")(
+  "DuplicateRequest",
+  { modelId: Schema.String, requestId: Schema.String }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = false
+  override get message() {
+    return `Model ${JSON.stringify(this.modelId)} already knows a request ${
+      JSON.stringify(this.requestId)
+    }, active or retained. Use another id, or leave it out.`
+  }
+}
+
+/**
+ * The queue holds as many waiting requests as its capacity. With the `reject` strategy the new request fails with
+ * it; with `dropOldest` the request that has waited longest does; with `suspend` a fire-and-forget request does when
+ * its timeout ends before there is room.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class QueueFull extends Schema.TaggedError<QueueFull>("effect-llm-queue/QueueFull")(
+  "QueueFull",
+  { modelId: Schema.String, requestId: Schema.String, capacity: Schema.Finite }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = true
+  override get message() {
+    return `The queue of model ${
+      JSON.stringify(this.modelId)
+    } is full (capacity ${this.capacity}): no room for request ${
+      JSON.stringify(this.requestId)
+    }. Submit more slowly, or raise the capacity.`
+  }
+}
+
+/**
+ * The queue, or the whole manager, is shutting down or has shut down.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class QueueShutdown extends Schema.TaggedError<QueueShutdown>("effect-llm-queue/QueueShutdown")(
+  "QueueShutdown",
+  { modelId: Schema.String, requestId: Schema.UndefinedOr(Schema.String) }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = false
+  override get message() {
+    return this.requestId === undefined
+      ? `The queue of model ${JSON.stringify(this.modelId)}, or its manager, has shut down.`
+      : `The queue of model ${JSON.stringify(this.modelId)} has shut down: request ${
+        JSON.stringify(this.requestId)
+      } was not completed.`
+  }
+}
+
+/**
+ * A request's time ran out. `limit` says which: its `timeout`, which counts from submission, or the
+ * `processingTimeout` of an attempt. `queueTimeMillis` and `processingTimeMillis` say where the time went.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class QueueTimeout extends Schema.TaggedError<QueueTimeout>("effect-llm-queue/QueueTimeout")(
+  "QueueTimeout",
+  {
+    modelId: Schema.String,
+    requestId: Schema.String,
+    limit: Schema.Literals(["timeout", "processingTimeout"]),
+    timeoutMillis: Schema.Finite,
+    queueTimeMillis: Schema.Finite,
+    processingTimeMillis: Schema.Finite
+  }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = true
+  override get message() {
+    return `Request ${JSON.stringify(this.requestId)} to model ${
+      JSON.stringify(this.modelId)
+    } passed its ${this.limit} of ${show(this.timeoutMillis)}: ${show(this.queueTimeMillis)} in the queue, ${
+      show(this.processingTimeMillis)
+    } in processing.`
+  }
+}
+
+/**
+ * The request was cancelled: by `cancelRequest`, or because the fiber that submitted it was interrupted.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class RequestCancelled extends Schema.TaggedError<RequestCancelled>("effect-llm-queue/RequestCancelled")(
+  "RequestCancelled",
+  { modelId: Schema.String, requestId: Schema.String }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = false
+  override get message() {
+    return `Request ${JSON.stringify(this.requestId)} to model ${JSON.stringify(this.modelId)} was cancelled.`
+  }
+}
+
+/**
+ * The processor did not end in a result or in its declared error: it died, or interrupted itself. `cause` is what
+ * happened, whole.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class ProcessingError extends Schema.TaggedError<ProcessingError>("effect-llm-queue/ProcessingError")(
+  "ProcessingError",
+  { modelId: Schema.String, requestId: Schema.String, cause: Schema.Defect() }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = false
+  override get message() {
+    return `The processor of model ${JSON.stringify(this.modelId)} broke on request ${
+      JSON.stringify(this.requestId)
+    }; see cause.`
+  }
+}
+
+/**
+ * The model has no such request: it was never submitted, was refused at submission, or has ended and left the
+ * retained ones.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class RequestNotFound extends Schema.TaggedError<RequestNotFound>("effect-llm-queue/RequestNotFound")(
+  "RequestNotFound",
+  { modelId: Schema.String, requestId: Schema.String }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = false
+  override get message() {
+    return `Model ${JSON.stringify(this.modelId)} knows no request ${
+      JSON.stringify(this.requestId)
+    }: never accepted, or no longer retained.`
+  }
+}
+
+/**
+ * What registering a model can fail with.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type RegisterError = InvalidConfiguration | ModelAlreadyRegistered | QueueShutdown
+
+/**
+ * What can keep a request from being accepted.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type AcceptError =
+  | ModelNotRegistered
+  | InvalidRequest
+  | RequestTooLarge
+  | DuplicateRequest
+  | QueueFull
+  | QueueShutdown
+
+/**
+ * What a submitted request can fail with, besides its processor's own typed error.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type SubmitError = AcceptError | QueueTimeout | RequestCancelled | ProcessingError
+
+/**
+ * Every error of this module.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type QueueError = RegisterError | SubmitError | RequestNotFound
+
+/**
+ * Whether a value is one of the queue's own errors, and not for instance a processor's.
+ *
+ * **Example** (Telling the queue's failures from the processor's)
+ *
+ * ```ts
+ * import { QueueError } from "effect-llm-queue"
+ *
+ * QueueError.isQueueError(new QueueError.ModelNotRegistered({ modelId: "gpt-4" })) // => true
+ * ```
+ *
+ * @category guards
+ * @since 0.1.0
+ */
+export const isQueueError = (u: unknown): u is QueueError => typeof u === "object" && u !== null && TypeId in u

@@ -1,0 +1,290 @@
+/**
+ * The queues of an application's models, as one service.
+ *
+ * Provide `QueueManager.layer` once, at the top of the application: the limits of a model hold within one manager, so
+ * two managers double them.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
+import type * as Stream from "effect/Stream"
+import type * as Types from "effect/Types"
+import * as internal from "./internal/manager.ts"
+import type * as ModelConfig from "./ModelConfig.ts"
+import type * as QueueError from "./QueueError.ts"
+import type * as QueueRequest from "./QueueRequest.ts"
+import type * as QueueResponse from "./QueueResponse.ts"
+import type * as RateLimiter from "./RateLimiter.ts"
+
+/**
+ * What does the work of a model: gets a request, gives a result or the model's typed error. It runs in a fiber of its
+ * own with a `Scope` that closes when it ends, and with the services that were there when it was registered. The
+ * parent span is the submitter's.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Processor<P, A, E, R> = (
+  request: QueueRequest.QueueRequest<P, A, E, boolean>
+) => Effect.Effect<NoInfer<A>, NoInfer<E>, R>
+
+/**
+ * A model with its processor, for lists of models of different types.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Registration<out R> {
+  readonly "~effect-llm-queue/Registration": { readonly R: Types.Covariant<R> }
+}
+
+/**
+ * The state of a queue.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface QueueInfo {
+  readonly modelId: string
+  /** `closing` from the start of a shutdown, `closed` from its end. */
+  readonly state: "open" | "closing" | "closed"
+  readonly capacity: number
+  /** Requests accepted and not yet dispatched. */
+  readonly depth: number
+  /** Submitters that wait for room in the queue. */
+  readonly suspended: number
+  /** Processors that have not ended, those of requests that have (by a timeout, for instance) included. */
+  readonly running: number
+  /** Since the registration, like `failed` and `cancelled`. */
+  readonly completed: number
+  readonly failed: number
+  readonly cancelled: number
+  /** In the order of the configuration. */
+  readonly rateLimiters: ReadonlyArray<RateLimiter.Usage>
+}
+
+/**
+ * Options of a manager.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options {
+  /** For models that say nothing else, and for the end of the manager itself. */
+  readonly shutdown?: ModelConfig.Shutdown | undefined
+  /** Most events kept for a reader of `events` that falls behind; older ones are dropped. Default 1,024. */
+  readonly eventCapacity?: number | undefined
+}
+
+/**
+ * The queues of an application's models.
+ *
+ * **Example** (Submitting a request)
+ *
+ * ```ts
+ * import { Effect, Layer, Schema } from "effect"
+ * import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+ *
+ * const Gpt4 = ModelConfig.make("gpt-4", {
+ *   params: Schema.Struct({ prompt: Schema.String }),
+ *   result: Schema.Struct({ text: Schema.String }),
+ *   rateLimiters: [RateLimiter.rpm(500), RateLimiter.concurrent(20)]
+ * })
+ *
+ * const Gpt4Live = QueueManager.layerModel(Gpt4, (request) => Effect.succeed({ text: request.params.prompt }))
+ *
+ * const program = Effect.gen(function*() {
+ *   const manager = yield* QueueManager.QueueManager
+ *   const response = yield* manager.submitRequest(QueueRequest.make(Gpt4, { params: { prompt: "Tell me a joke" } }))
+ *   return response.result.text
+ * })
+ *
+ * program.pipe(Effect.provide(Gpt4Live.pipe(Layer.provideMerge(QueueManager.layer))))
+ * ```
+ *
+ * @category services
+ * @since 0.1.0
+ */
+export class QueueManager extends Context.Service<QueueManager, {
+  /**
+   * Opens the queue of a model. It lives as long as the scope: closing that drains the queue by its shutdown policy,
+   * while the processor's own services are still there.
+   */
+  registerQueue<P, A, E, R>(
+    model: ModelConfig.ModelConfig<P, A, E>,
+    processor: Processor<P, A, E, R>
+  ): Effect.Effect<void, QueueError.RegisterError, R | Scope.Scope>
+
+  /**
+   * Opens several queues, or none: if one cannot be registered, no other is. They are drained together.
+   */
+  registerAllQueues<const Rs extends ReadonlyArray<Registration<unknown>>>(
+    registrations: Rs
+  ): Effect.Effect<void, QueueError.RegisterError, Scope.Scope | Registration.Services<Rs[number]>>
+  registerAllQueues<P, A, E, R>(
+    models: ReadonlyArray<ModelConfig.ModelConfig<P, A, E>>,
+    processor: Processor<P, A, E, R>
+  ): Effect.Effect<void, QueueError.RegisterError, R | Scope.Scope>
+
+  /** Closes a queue by its shutdown policy before its scope does, and forgets it. */
+  unregisterQueue(modelId: string): Effect.Effect<void, QueueError.ModelNotRegistered>
+
+  /**
+   * Submits a request. With `waitForCompletion` (the default) it ends when the request does: with the result, with
+   * the processor's own error, or with the queue's. Interrupting it cancels the request: it leaves the queue, or its
+   * processor is interrupted, without being waited for. Without, it ends when the request is accepted, and
+   * interrupting it after that changes nothing.
+   */
+  submitRequest<P, A, E, W extends boolean>(
+    request: QueueRequest.QueueRequest<P, A, E, W>
+  ): Effect.Effect<
+    W extends true ? QueueResponse.Completed<A> : QueueResponse.Pending<A, E>,
+    W extends true ? E | QueueError.SubmitError : QueueError.AcceptError
+  >
+
+  /** `submitRequest` of a request that waits, in one call. */
+  submit<P, A, E>(
+    model: ModelConfig.ModelConfig<P, A, E>,
+    params: NoInfer<P>,
+    options?: QueueRequest.RequestOptions
+  ): Effect.Effect<QueueResponse.Completed<A>, E | QueueError.SubmitError>
+
+  /**
+   * Waits for the end of a request submitted before. Interrupting it cancels nothing.
+   */
+  awaitCompletion<A, E>(
+    pending: QueueResponse.Pending<A, E>
+  ): Effect.Effect<QueueResponse.Completed<A>, E | QueueError.SubmitError | QueueError.RequestNotFound>
+  awaitCompletion<P, A, E>(
+    model: ModelConfig.ModelConfig<P, A, E>,
+    requestId: string
+  ): Effect.Effect<QueueResponse.Completed<A>, E | QueueError.SubmitError | QueueError.RequestNotFound>
+
+  /**
+   * Cancels a request. It ends as `cancelled` and its waiters fail with `RequestCancelled`; a processor at work on it
+   * is interrupted, and not waited for. `false` when it had ended already.
+   */
+  cancelRequest(
+    model: ModelConfig.Any | string,
+    requestId: string
+  ): Effect.Effect<boolean, QueueError.ModelNotRegistered | QueueError.RequestNotFound>
+
+  /** What is known about a request, its result included, from its acceptance until retention drops it. */
+  getStatus<P, A, E>(
+    model: ModelConfig.ModelConfig<P, A, E>,
+    requestId: string
+  ): Effect.Effect<QueueResponse.QueueResponse<A, E>, QueueError.ModelNotRegistered | QueueError.RequestNotFound>
+  getStatus(
+    modelId: string,
+    requestId: string
+  ): Effect.Effect<
+    QueueResponse.QueueResponse<unknown, unknown>,
+    QueueError.ModelNotRegistered | QueueError.RequestNotFound
+  >
+
+  /** The state of a queue and of its limits. */
+  getQueueInfo(model: ModelConfig.Any | string): Effect.Effect<QueueInfo, QueueError.ModelNotRegistered>
+
+  /** The state of every queue, by model id. */
+  readonly getAllQueuesInfo: Effect.Effect<ReadonlyMap<string, QueueInfo>>
+
+  /** The ids of the registered models, in the order of registration. */
+  readonly getRegisteredModels: Effect.Effect<ReadonlyArray<string>>
+
+  /**
+   * Reports what a request really used, in place of its estimate: during its processing or after it, as long as it is
+   * retained. Once: a second report, and one after the model's own `usage` has settled it, is answered
+   * `"alreadySettled"` and changes nothing. What was used beyond the estimate is charged, even above the limit.
+   */
+  updateTokenUsage(
+    model: ModelConfig.Any | string,
+    requestId: string,
+    usage: ModelConfig.Usage
+  ): Effect.Effect<
+    RateLimiter.Settlement,
+    QueueError.ModelNotRegistered | QueueError.RequestNotFound | QueueError.InvalidRequest
+  >
+
+  /**
+   * Closes all queues at once and ends when they have closed: immediately when they are idle, at the deadline at the
+   * latest. From its start on submissions fail with `QueueShutdown`; statuses can still be read after it. Without
+   * options each queue uses its own policy.
+   */
+  shutdownAll(options?: ModelConfig.Shutdown): Effect.Effect<void>
+
+  /**
+   * Every change of a request's status from now on, of all models. A reader that falls behind by more than the
+   * manager's `eventCapacity` misses the oldest events; it delays nobody. Ends when the manager does.
+   */
+  readonly events: Stream.Stream<QueueResponse.QueueResponse<unknown, unknown>>
+}>()("effect-llm-queue/QueueManager") {}
+
+/**
+ * @since 0.1.0
+ */
+export declare namespace Registration {
+  /**
+   * The services that registrations need.
+   *
+   * @category models
+   * @since 0.1.0
+   */
+  export type Services<T> = T extends Registration<infer R> ? R : never
+}
+
+/**
+ * A manager. When its layer's scope closes, it shuts down all of its queues that are still open.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerWith = (options: Options): Layer.Layer<QueueManager> =>
+  Layer.effect(QueueManager, internal.make(options))
+
+/**
+ * A manager with default options.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer: Layer.Layer<QueueManager> = layerWith({})
+
+/**
+ * A model with its processor, to be registered together with others by `layerModels` or `registerAllQueues`.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const registration: <P, A, E, R>(
+  model: ModelConfig.ModelConfig<P, A, E>,
+  processor: Processor<P, A, E, R>
+) => Registration<R> = internal.registration
+
+/**
+ * Registers a model for as long as the layer lives. What the processor needs becomes what the layer needs.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerModel = <P, A, E, R>(
+  model: ModelConfig.ModelConfig<P, A, E>,
+  processor: Processor<P, A, E, R>
+): Layer.Layer<never, QueueError.RegisterError, QueueManager | Exclude<R, Scope.Scope>> =>
+  Layer.effectDiscard(QueueManager.use((manager) => manager.registerQueue(model, processor)))
+
+/**
+ * Registers several models, or none, for as long as the layer lives. They are drained together.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerModels = <const Rs extends ReadonlyArray<Registration<unknown>>>(
+  ...registrations: Rs
+): Layer.Layer<
+  never,
+  QueueError.RegisterError,
+  QueueManager | Exclude<Registration.Services<Rs[number]>, Scope.Scope>
+> => Layer.effectDiscard(QueueManager.use((manager) => manager.registerAllQueues(registrations)))

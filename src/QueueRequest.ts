@@ -1,0 +1,84 @@
+/**
+ * A request to a model: typed parameters, and how the request is to be treated.
+ *
+ * @since 0.1.0
+ */
+import type * as Duration from "effect/Duration"
+import * as requestId from "./internal/requestId.ts"
+import type * as ModelConfig from "./ModelConfig.ts"
+
+/**
+ * Options of a request.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RequestOptions {
+  /** 1 to 256 characters, unique among the model's active and retained requests. Generated when left out. */
+  readonly id?: string | undefined
+  /** Tokens, at least 0; a fraction is rounded up. When left out, the model's `estimate` or default policy decides. */
+  readonly estimatedInputTokens?: number | undefined
+  /** Tokens, at least 0; a fraction is rounded up. When left out, the model's `estimate` or default policy decides. */
+  readonly estimatedOutputTokens?: number | undefined
+  readonly priority?: ModelConfig.Priority | undefined
+  /** Counts from submission and includes waiting for room, for limits and the processing. More than zero. */
+  readonly timeout?: Duration.Input | undefined
+  /** Counts from the start of an attempt. More than zero. */
+  readonly processingTimeout?: Duration.Input | undefined
+  /** Anything the processor should know besides the parameters. Not looked at by the queue. */
+  readonly metadata?: Readonly<Record<string, unknown>> | undefined
+}
+
+/**
+ * A request. `W` says whether submitting it waits for the result.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface QueueRequest<in out P, in out A, in out E, out W extends boolean = true> extends RequestOptions {
+  readonly model: ModelConfig.ModelConfig<P, A, E>
+  readonly id: string
+  readonly params: P
+  readonly waitForCompletion: W
+}
+
+/**
+ * Makes a request. Nothing is checked until it is submitted.
+ *
+ * **Gotchas**
+ *
+ * A generated id is new for each value made, not for each submission. Submitting one value again, as `Effect.retry`
+ * does, gives the later submissions ids of their own; with an id of your own they fail with `DuplicateRequest`.
+ *
+ * **Example** (A request that returns as soon as it is accepted)
+ *
+ * ```ts
+ * import { Schema } from "effect"
+ * import { ModelConfig, QueueRequest } from "effect-llm-queue"
+ *
+ * const Gpt4 = ModelConfig.make("gpt-4", { params: Schema.String, result: Schema.String, rateLimit: 10 })
+ *
+ * const request = QueueRequest.make(Gpt4, {
+ *   params: "Tell me a joke",
+ *   waitForCompletion: false,
+ *   estimatedInputTokens: 10,
+ *   timeout: "30 seconds"
+ * })
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const make = <P, A, E, const W extends boolean = true>(
+  model: ModelConfig.ModelConfig<P, A, E>,
+  options: { readonly params: NoInfer<P>; readonly waitForCompletion?: W | undefined } & RequestOptions
+): QueueRequest<P, A, E, W> => {
+  const waitForCompletion: boolean = options.waitForCompletion ?? true
+  return {
+    ...options,
+    model,
+    id: options.id ?? requestId.generate(),
+    // `W` is `true` when the option is left out, by its default.
+    waitForCompletion: waitForCompletion as W
+  }
+}

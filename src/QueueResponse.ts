@@ -1,0 +1,101 @@
+/**
+ * What is known about a request, from its acceptance until retention drops it: a union on `status`.
+ *
+ * @since 0.1.0
+ */
+import type * as Cause from "effect/Cause"
+import type * as Duration from "effect/Duration"
+import type * as QueueError from "./QueueError.ts"
+
+/**
+ * `pending` (waiting), `processing`, and one of the three ends: `completed`, `failed`, `cancelled`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type RequestStatus = QueueResponse<unknown, unknown>["status"]
+
+/**
+ * What every response holds.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Base {
+  readonly requestId: string
+  readonly modelId: string
+  /** Wall-clock time of the submission, in milliseconds since 1970 UTC. */
+  readonly createdAt: number
+  /** Time from submission to dispatch; until now while it waits; until its end if it was never dispatched. */
+  readonly queueTime: Duration.Duration
+  /** Time from dispatch to the end; until now while it runs; zero if it was never dispatched. */
+  readonly processingTime: Duration.Duration
+  /** How often it was handed to its processor. */
+  readonly attempts: number
+  /** As reported by the model's `usage` or by `updateTokenUsage`; `undefined` until then. */
+  readonly inputTokensUsed: number | undefined
+  /** As reported by the model's `usage` or by `updateTokenUsage`; `undefined` until then. */
+  readonly outputTokensUsed: number | undefined
+}
+
+/**
+ * Accepted, not yet handed to its processor. It carries the types of the result, for `awaitCompletion`.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Pending<out A, out E> extends Base {
+  readonly status: "pending"
+  readonly "~A"?: (() => A) | undefined
+  readonly "~E"?: (() => E) | undefined
+}
+
+/**
+ * Handed to its processor.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Processing extends Base {
+  readonly status: "processing"
+}
+
+/**
+ * Ended with a result.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Completed<out A> extends Base {
+  readonly status: "completed"
+  readonly result: A
+}
+
+/**
+ * Ended with a failure: the processor's own, or the queue's.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Failed<out E> extends Base {
+  readonly status: "failed"
+  readonly cause: Cause.Cause<E | QueueError.SubmitError>
+}
+
+/**
+ * Cancelled before its end, by `cancelRequest` or by the interruption of its submitter.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Cancelled extends Base {
+  readonly status: "cancelled"
+}
+
+/**
+ * What is known about a request.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type QueueResponse<A, E> = Pending<A, E> | Processing | Completed<A> | Failed<E> | Cancelled

@@ -1,0 +1,7 @@
+export * as ModelConfig from "./ModelConfig.ts"
+export * as ModelQueue from "./ModelQueue.ts"
+export * as QueueError from "./QueueError.ts"
+export * as QueueManager from "./QueueManager.ts"
+export * as QueueRequest from "./QueueRequest.ts"
+export * as QueueResponse from "./QueueResponse.ts"
+export * as RateLimiter from "./RateLimiter.ts"

@@ -1,0 +1,135 @@
+import type * as Cause from "effect/Cause"
+import * as Context from "effect/Context"
+import type * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import type * as Fiber from "effect/Fiber"
+import type * as Tracer from "effect/Tracer"
+import type * as ModelConfig from "../ModelConfig.ts"
+import type * as QueueError from "../QueueError.ts"
+import type * as QueueRequest from "../QueueRequest.ts"
+import type * as QueueResponse from "../QueueResponse.ts"
+import type * as RateLimiter from "../RateLimiter.ts"
+import type { Node } from "./heap.ts"
+import type { ModelQueue } from "./modelQueue.ts"
+
+export type AnyModel = ModelConfig.Any
+// oxlint-disable-next-line typescript/no-explicit-any -- the requests of a queue are untyped inside it
+export type AnyRequest = QueueRequest.QueueRequest<any, any, any, boolean>
+
+/** A failure of some processor: its type is known where its model is. */
+export interface ProcessorFailure {
+  readonly "~effect-llm-queue/ProcessorFailure": true
+}
+
+/** What a request can fail with. */
+export type Failure = ProcessorFailure | QueueError.SubmitError
+
+/** How a request ended. */
+export type Outcome =
+  | { readonly status: "completed"; readonly result: unknown }
+  | { readonly status: "failed"; readonly cause: Cause.Cause<Failure> }
+  | { readonly status: "cancelled" }
+
+/**
+ * A request inside its queue.
+ *
+ * `suspended` waits for room, `waiting` was accepted and counts against the capacity, `dispatched` was handed to its
+ * processor. An entry ends once, when `outcome` is set; a dispatched one can end before its processor has.
+ */
+export interface Entry {
+  readonly queue: ModelQueue
+  /** Until the processor has ended. */
+  request: AnyRequest | undefined
+  readonly id: string
+  readonly tokens: RateLimiter.Tokens
+  /** Wall clock. */
+  readonly createdAt: number
+  /** Monotonic, as all times below. */
+  readonly submittedAt: number
+  readonly headStart: number
+  readonly timeout: number
+  readonly processingTimeout: number
+  /** The request whose processor submitted this one. */
+  parent: Entry | undefined
+  span: Tracer.AnySpan | undefined
+  /** Waits for its result, and some ancestor is being processed by the same queue. */
+  nested: boolean
+  state: "suspended" | "waiting" | "dispatched"
+  dispatchedAt: number | undefined
+  endedAt: number | undefined
+  outcome: Outcome | undefined
+  usage: RateLimiter.Tokens | undefined
+  reservation: RateLimiter.Reservation | undefined
+  fiber: Fiber.Fiber<unknown, unknown> | undefined
+  /** Completed when the entry ends; made when somebody waits for it. */
+  done: Deferred.Deferred<Entry> | undefined
+  /** Completed when the entry leaves `suspended`, by acceptance or by its end; made when somebody waits for it. */
+  accepted: Deferred.Deferred<Entry> | undefined
+  order: Node<Entry> | undefined
+  deadline: Node<Entry> | undefined
+  previous: Entry | undefined
+  next: Entry | undefined
+  /** Whether it holds a permit of the concurrency limit itself; else it may run on its `lender`'s. */
+  holdsPermit: boolean
+  lender: Entry | undefined
+  borrower: Entry | undefined
+}
+
+/** The request whose processor the current fiber belongs to. */
+export const CurrentEntry = Context.Reference<Entry | undefined>("effect-llm-queue/internal/CurrentEntry", {
+  defaultValue: () => undefined
+})
+
+/** First in, first out, with removal from the middle in O(1). An entry is in one list at most. */
+export class EntryList {
+  first: Entry | undefined
+  private last: Entry | undefined
+  size = 0
+
+  add(entry: Entry): void {
+    entry.previous = this.last
+    entry.next = undefined
+    if (this.last === undefined) this.first = entry
+    else this.last.next = entry
+    this.last = entry
+    this.size++
+  }
+
+  remove(entry: Entry): void {
+    if (entry.previous === undefined) this.first = entry.next
+    else entry.previous.next = entry.next
+    if (entry.next === undefined) this.last = entry.previous
+    else entry.next.previous = entry.previous
+    entry.previous = entry.next = undefined
+    this.size--
+  }
+}
+
+/** What the outside may know of an entry. */
+export type Snapshot = QueueResponse.QueueResponse<unknown, ProcessorFailure>
+
+export const response = (entry: Entry, now: number): Snapshot => {
+  const until = entry.endedAt ?? now
+  const base: QueueResponse.Base = {
+    requestId: entry.id,
+    modelId: entry.queue.modelId,
+    createdAt: entry.createdAt,
+    queueTime: Duration.millis((entry.dispatchedAt ?? until) - entry.submittedAt),
+    processingTime: Duration.millis(entry.dispatchedAt === undefined ? 0 : until - entry.dispatchedAt),
+    attempts: entry.dispatchedAt === undefined ? 0 : 1,
+    inputTokensUsed: entry.usage?.inputTokens,
+    outputTokensUsed: entry.usage?.outputTokens
+  }
+  const { outcome } = entry
+  if (outcome === undefined) {
+    return entry.state === "dispatched" ? { ...base, status: "processing" } : { ...base, status: "pending" }
+  }
+  switch (outcome.status) {
+    case "completed":
+      return { ...base, status: "completed", result: outcome.result }
+    case "failed":
+      return { ...base, status: "failed", cause: outcome.cause }
+    case "cancelled":
+      return { ...base, status: "cancelled" }
+  }
+}

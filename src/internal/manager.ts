@@ -1,0 +1,230 @@
+import type * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Queue from "effect/Queue"
+import * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import type * as ModelConfig from "../ModelConfig.ts"
+import * as QueueError from "../QueueError.ts"
+import type * as QueueManager from "../QueueManager.ts"
+import * as QueueRequest from "../QueueRequest.ts"
+import type * as QueueResponse from "../QueueResponse.ts"
+import type { AnyModel, AnyRequest, ProcessorFailure, Snapshot } from "./entry.ts"
+import * as modelQueue from "./modelQueue.ts"
+import * as settings from "./settings.ts"
+
+/** A registration as the manager sees it. */
+interface Registration extends QueueManager.Registration<never> {
+  readonly model: AnyModel
+  readonly processor: modelQueue.Processor
+}
+
+// The manager holds models of all types in one map. Inside it they are untyped; the types come back here, at the
+// public signatures, where a model value stands for what is behind its id.
+const typed = (manager: Untyped) => manager as unknown as QueueManager.QueueManager["Service"]
+
+type Untyped = { readonly [K in keyof QueueManager.QueueManager["Service"]]: unknown }
+
+export const registration = <R>(model: unknown, processor: unknown): QueueManager.Registration<R> => {
+  const registration: Registration = {
+    "~effect-llm-queue/Registration": { R: (_) => _ },
+    model: model as AnyModel,
+    processor: processor as modelQueue.Processor
+  }
+  return registration
+}
+
+const idOf = (model: AnyModel | string): string => typeof model === "string" ? model : model.modelId
+
+/** How many live managers of the process hold a model id: their limits do not know of each other. */
+const holders = new Map<string, number>()
+
+const hold = (modelId: string): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const count = (holders.get(modelId) ?? 0) + 1
+    holders.set(modelId, count)
+    return count === 1 ? Effect.void : Effect.logWarning(
+      `Model ${modelId} is registered in ${count} queue managers of this process: each holds its limits for itself, so `
+        + `together they allow ${count} times as much. Provide QueueManager.layer once, at the top.`
+    )
+  })
+
+const letGo = (modelId: string) => {
+  const count = (holders.get(modelId) ?? 0) - 1
+  if (count > 0) holders.set(modelId, count)
+  else holders.delete(modelId)
+}
+
+export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
+  const optionProblems: Array<string> = []
+  const defaultShutdown = settings.shutdown(options.shutdown, settings.defaultShutdown, optionProblems)
+  if (optionProblems.length > 0) yield* Effect.logWarning(`Options of the queue manager are ignored`, optionProblems)
+  const eventCapacity = Math.max(1, Math.floor(options.eventCapacity ?? 1024)) || 1024
+  const queues = new Map<string, modelQueue.ModelQueue>()
+  /** Ids whose registration has begun. */
+  const claimed = new Set<string>()
+  const readers = new Set<Queue.Queue<Snapshot, Cause.Done>>()
+  let open = true
+
+  const publish = (snapshot: () => Snapshot) => {
+    if (readers.size === 0) return
+    const event = snapshot()
+    for (const reader of readers) Queue.offerUnsafe(reader, event)
+  }
+
+  const queueOf = (model: AnyModel | string): Effect.Effect<modelQueue.ModelQueue, QueueError.ModelNotRegistered> =>
+    Effect.suspend(() => {
+      const queue = queues.get(idOf(model))
+      return queue === undefined
+        ? Effect.fail(new QueueError.ModelNotRegistered({ modelId: String(idOf(model)) }))
+        : Effect.succeed(queue)
+    })
+
+  // ---------------------------------------------------------------------------------------------------------------
+  // Registration
+  // ---------------------------------------------------------------------------------------------------------------
+
+  const configure = (registrations: ReadonlyArray<Registration>) => {
+    const configs: Array<settings.Settings> = []
+    const problems: Array<readonly [string, ReadonlyArray<string>]> = []
+    for (const { model, processor } of registrations) {
+      const config = settings.resolve(model.modelId, model.definition, defaultShutdown)
+      const found = "modelId" in config ? [] : [...config]
+      if ("modelId" in config) configs.push(config)
+      if (typeof processor !== "function") found.push("processor: expected a function of the request to an Effect")
+      if (found.length > 0) problems.push([String(model.modelId), found])
+    }
+    return { configs, problems }
+  }
+
+  const closeAndForget = (queue: modelQueue.ModelQueue): Effect.Effect<void> =>
+    Effect.ensuring(
+      queue.close(queue.shutdown),
+      Effect.sync(() => {
+        // After `shutdownAll` statuses stay readable until the manager is gone.
+        if (!open || queues.get(queue.modelId) !== queue) return
+        queues.delete(queue.modelId)
+        claimed.delete(queue.modelId)
+        letGo(queue.modelId)
+      })
+    )
+
+  const register = Effect.fnUntraced(function*(registrations: ReadonlyArray<Registration>) {
+    const scope = yield* Scope.Scope
+    const { configs, problems } = configure(registrations)
+    if (problems.length > 0) {
+      return yield* new QueueError.InvalidConfiguration({
+        modelId: problems[0]![0],
+        problems: problems.length === 1
+          ? problems[0]![1]
+          : problems.flatMap(([modelId, found]) => found.map((problem) => `${modelId}: ${problem}`))
+      })
+    }
+    const mine = new Set<string>()
+    for (const { modelId } of configs) {
+      if (!open) return yield* new QueueError.QueueShutdown({ modelId, requestId: undefined })
+      if (claimed.has(modelId) || mine.has(modelId)) return yield* new QueueError.ModelAlreadyRegistered({ modelId })
+      mine.add(modelId)
+    }
+    for (const modelId of mine) claimed.add(modelId)
+    const made: Array<modelQueue.ModelQueue> = []
+    for (const [index, config] of configs.entries()) {
+      made.push(yield* modelQueue.make(config, registrations[index]!.processor, publish))
+    }
+    for (const queue of made) {
+      queues.set(queue.modelId, queue)
+      yield* hold(queue.modelId)
+    }
+    yield* Scope.addFinalizer(
+      scope,
+      Effect.forEach(made, closeAndForget, { concurrency: "unbounded", discard: true })
+    )
+  }, Effect.uninterruptible)
+
+  // ---------------------------------------------------------------------------------------------------------------
+  // Shutdown
+  // ---------------------------------------------------------------------------------------------------------------
+
+  const shutdownAll = Effect.fn("QueueManager.shutdownAll")(function*(options?: ModelConfig.Shutdown) {
+    open = false
+    yield* Effect.forEach(
+      Array.from(queues.values()),
+      (queue) => queue.close(options === undefined ? queue.shutdown : settings.shutdown(options, queue.shutdown, [])),
+      { concurrency: "unbounded", discard: true }
+    )
+  })
+
+  yield* Effect.addFinalizer(() =>
+    Effect.ensuring(
+      shutdownAll(),
+      Effect.sync(() => {
+        for (const modelId of queues.keys()) letGo(modelId)
+        queues.clear()
+        for (const reader of readers) Queue.endUnsafe(reader)
+      })
+    )
+  )
+
+  // ---------------------------------------------------------------------------------------------------------------
+  // Service
+  // ---------------------------------------------------------------------------------------------------------------
+
+  const submitRequest = Effect.fn("QueueManager.submitRequest")(function*(request: AnyRequest) {
+    const queue = yield* queueOf(request.model)
+    return yield* request.waitForCompletion ? queue.submit(request) : queue.accept(request)
+  })
+
+  return typed({
+    registerQueue: (model: AnyModel, processor: modelQueue.Processor) =>
+      register([registration(model, processor) as Registration]),
+    registerAllQueues: (items: ReadonlyArray<AnyModel | Registration>, processor?: modelQueue.Processor) =>
+      register(
+        items.map((item) => "processor" in item ? item : registration(item, processor) as Registration)
+      ),
+    unregisterQueue: Effect.fn("QueueManager.unregisterQueue")(function*(model: AnyModel | string) {
+      yield* closeAndForget(yield* queueOf(model))
+    }),
+    submitRequest,
+    submit: (model: AnyRequest["model"], params: unknown, options?: QueueRequest.RequestOptions) =>
+      Effect.suspend(() => submitRequest(QueueRequest.make(model, { ...options, params }))),
+    awaitCompletion: Effect.fn("QueueManager.awaitCompletion")(
+      function*(model: AnyModel | QueueResponse.Pending<unknown, ProcessorFailure>, requestId?: string) {
+        const id = "requestId" in model ? model.requestId : String(requestId)
+        return yield* (yield* queueOf(model.modelId)).awaitCompletion(id)
+      }
+    ),
+    cancelRequest: Effect.fn("QueueManager.cancelRequest")(function*(model: AnyModel | string, requestId: string) {
+      return yield* (yield* queueOf(model)).cancel(requestId)
+    }),
+    getStatus: Effect.fn("QueueManager.getStatus")(function*(model: AnyModel | string, requestId: string) {
+      return yield* (yield* queueOf(model)).status(requestId)
+    }),
+    getQueueInfo: Effect.fn("QueueManager.getQueueInfo")(function*(model: AnyModel | string) {
+      return yield* (yield* queueOf(model)).info
+    }),
+    getAllQueuesInfo: Effect.suspend(() =>
+      Effect.map(
+        Effect.forEach(Array.from(queues.values()), (queue) => queue.info),
+        (infos) => new Map(infos.map((info) => [info.modelId, info]))
+      )
+    ),
+    getRegisteredModels: Effect.sync(() => open ? Array.from(queues.keys()) : []),
+    updateTokenUsage: Effect.fn("QueueManager.updateTokenUsage")(
+      function*(model: AnyModel | string, requestId: string, usage: ModelConfig.Usage) {
+        return yield* (yield* queueOf(model)).reportUsage(requestId, usage)
+      }
+    ),
+    shutdownAll,
+    events: Stream.unwrap(
+      Effect.map(
+        Effect.acquireRelease(
+          Effect.tap(
+            Queue.sliding<Snapshot, Cause.Done>(eventCapacity),
+            (reader) => Effect.sync(() => readers.add(reader))
+          ),
+          (reader) => Effect.sync(() => readers.delete(reader))
+        ),
+        Stream.fromQueue
+      )
+    )
+  })
+})

@@ -1,0 +1,784 @@
+/**
+ * The queue of one model.
+ *
+ * One dispatcher fiber drains the intake into the waiting set and admits from it in order; each attempt runs in a
+ * fiber of its own; one housekeeping fiber watches deadlines and retention. Every change of an entry's state is one
+ * synchronous step, and completing somebody's Deferred is the last thing such a step does: it may run their code at
+ * once.
+ */
+import * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
+import * as Context from "effect/Context"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import type * as Fiber from "effect/Fiber"
+import * as Queue from "effect/Queue"
+import * as Scope from "effect/Scope"
+import * as Tracer from "effect/Tracer"
+import * as QueueError from "../QueueError.ts"
+import type * as QueueResponse from "../QueueResponse.ts"
+import * as RateLimiter from "../RateLimiter.ts"
+import {
+  type AnyRequest,
+  CurrentEntry,
+  type Entry,
+  EntryList,
+  type Failure,
+  type Outcome,
+  type ProcessorFailure,
+  response,
+  type Snapshot
+} from "./entry.ts"
+import { estimate, tooLarge } from "./estimate.ts"
+import { Heap } from "./heap.ts"
+import { charge } from "./memoryLimiter.ts"
+import * as requestId from "./requestId.ts"
+import * as settings from "./settings.ts"
+import * as time from "./time.ts"
+
+/** A processor whose services are in the context of its registration. */
+export type Processor = (request: AnyRequest) => Effect.Effect<unknown, ProcessorFailure>
+
+export interface ModelQueue {
+  readonly modelId: string
+  /** Accepts and waits for the end. */
+  readonly submit: (request: AnyRequest) => Effect.Effect<QueueResponse.Completed<unknown>, Failure>
+  /** Waits for acceptance only. */
+  readonly accept: (
+    request: AnyRequest
+  ) => Effect.Effect<QueueResponse.Pending<unknown, ProcessorFailure>, QueueError.AcceptError>
+  readonly awaitCompletion: (
+    id: string
+  ) => Effect.Effect<QueueResponse.Completed<unknown>, Failure | QueueError.RequestNotFound>
+  readonly status: (
+    id: string
+  ) => Effect.Effect<Snapshot, QueueError.RequestNotFound>
+  readonly cancel: (id: string) => Effect.Effect<boolean, QueueError.RequestNotFound>
+  readonly reportUsage: (
+    id: string,
+    usage: unknown
+  ) => Effect.Effect<RateLimiter.Settlement, QueueError.RequestNotFound | QueueError.InvalidRequest>
+  readonly info: Effect.Effect<QueueInfo>
+  /** Stops intake at once and ends when everything has ended, or at the deadline. Idempotent. */
+  readonly close: (options: settings.ShutdownSettings) => Effect.Effect<void>
+  readonly shutdown: settings.ShutdownSettings
+}
+
+/** What is known about a queue. Its public name and docs are in `QueueManager`. */
+export interface QueueInfo {
+  readonly modelId: string
+  readonly state: "open" | "closing" | "closed"
+  readonly capacity: number
+  readonly depth: number
+  readonly suspended: number
+  readonly running: number
+  readonly completed: number
+  readonly failed: number
+  readonly cancelled: number
+  readonly rateLimiters: ReadonlyArray<RateLimiter.Usage>
+}
+
+/** Wakes the dispatcher without bringing a request. */
+const wakeUp = Symbol()
+
+const noUsage: Effect.Effect<RateLimiter.Tokens | undefined> = Effect.undefined
+
+/** The shortest sleep, in milliseconds: any clock moves on by it, whatever the rounding of its readings. */
+const resolution = 0.001
+
+export const make = Effect.fnUntraced(function*(
+  config: settings.Settings,
+  processor: Processor,
+  publish: (snapshot: () => Snapshot) => void
+) {
+  const { modelId } = config
+  const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context())
+  const clock = yield* Clock.Clock
+  const now = time.monotonic(clock)
+  const scope = yield* Scope.make()
+  const limiter = yield* (yield* RateLimiter.RateLimiter).make(modelId, config.limits).pipe(Scope.provide(scope))
+  const intake = yield* Queue.unbounded<Entry | typeof wakeUp>()
+  const bell = yield* Queue.sliding<void>(1)
+  const drained = yield* Deferred.make<void>()
+
+  const entries = new Map<string, Entry>()
+  const suspended = new EntryList()
+  /** Accepted and not dispatched, in order of acceptance: what the capacity counts, and the nested ones beside. */
+  const waiting = new EntryList()
+  const order = new Heap<Entry>()
+  const nested = new Set<Entry>()
+  const running = new Set<Entry>()
+  /** Being processed, but not waited for: they are what asked for the closing. */
+  const exempt = new Set<Entry>()
+  const deadlines = new Heap<Entry>()
+  const ended = new EntryList()
+  let counted = 0
+  let completed = 0
+  let failed = 0
+  let cancelled = 0
+  let state: QueueInfo["state"] = "open"
+  let draining = false
+  let woken = false
+  let nextDue = Number.POSITIVE_INFINITY
+
+  // ---------------------------------------------------------------------------------------------------------------
+  // Waking the two fibers
+  // ---------------------------------------------------------------------------------------------------------------
+
+  const wake = () => {
+    if (woken) return
+    woken = true
+    Queue.offerUnsafe(intake, wakeUp)
+  }
+
+  const due = (at: number) => {
+    if (at >= nextDue) return
+    nextDue = at
+    Queue.offerUnsafe(bell, undefined)
+  }
+
+  const setDeadline = (entry: Entry, at: number) => {
+    if (entry.deadline !== undefined) deadlines.remove(entry.deadline)
+    entry.deadline = at === Number.POSITIVE_INFINITY ? undefined : deadlines.add(at, entry)
+    due(at)
+  }
+
+  const sleepUntilOr = (at: number, signal: Effect.Effect<unknown>): Effect.Effect<unknown> =>
+    at === Number.POSITIVE_INFINITY
+      ? signal
+      : Effect.raceFirst(signal, Effect.sleep(Duration.millis(Math.max(at - now(), resolution))))
+
+  // ---------------------------------------------------------------------------------------------------------------
+  // States of an entry
+  // ---------------------------------------------------------------------------------------------------------------
+
+  const hasRoom = () => counted < config.capacity
+
+  /** Nested requests take no room: their ancestor already has it, and could wait for it for ever. */
+  const enqueue = (entry: Entry) => {
+    entry.state = "waiting"
+    waiting.add(entry)
+    if (!entry.nested) counted++
+    Queue.offerUnsafe(intake, entry)
+    publish(() => response(entry, now()))
+    if (entry.accepted !== undefined) Deferred.doneUnsafe(entry.accepted, Exit.succeed(entry))
+  }
+
+  const leaveWaiting = (entry: Entry) => {
+    waiting.remove(entry)
+    if (entry.order !== undefined) {
+      order.remove(entry.order)
+      entry.order = undefined
+    }
+    if (entry.nested) nested.delete(entry)
+    else counted--
+  }
+
+  /** Lets a request run on the permit of an ancestor, from now on. */
+  const adopt = (entry: Entry, parent: Entry) => {
+    entry.parent = parent
+    if (entry.state === "suspended") {
+      suspended.remove(entry)
+      entry.nested = true
+      enqueue(entry)
+      return
+    }
+    entry.nested = true
+    counted--
+    if (entry.order !== undefined) {
+      order.remove(entry.order)
+      entry.order = undefined
+      nested.add(entry)
+      wake()
+    }
+    admitSuspended()
+  }
+
+  const admitSuspended = () => {
+    while (suspended.first !== undefined && hasRoom() && state === "open") {
+      const entry = suspended.first
+      suspended.remove(entry)
+      enqueue(entry)
+    }
+  }
+
+  const retain = (entry: Entry) => {
+    ended.add(entry)
+    due(entry.endedAt! + config.retainAge)
+    while (ended.size > config.retainCount) forget(ended.first!)
+  }
+
+  const forget = (entry: Entry) => {
+    ended.remove(entry)
+    entries.delete(entry.id)
+  }
+
+  const isDrained = () => {
+    if (waiting.size > 0 || suspended.size > 0) return false
+    if (exempt.size === 0) return running.size === 0
+    for (const entry of running) if (!exempt.has(entry)) return false
+    return true
+  }
+
+  const checkDrained = () => {
+    if (state === "closing" && isDrained()) Deferred.doneUnsafe(drained, Exit.void)
+  }
+
+  /** Ends an entry, unless it has ended already. Its processor may still be running. */
+  const end = (entry: Entry, outcome: Outcome): boolean => {
+    if (entry.outcome !== undefined) return false
+    entry.outcome = outcome
+    entry.endedAt = now()
+    if (entry.deadline !== undefined) deadlines.remove(entry.deadline)
+    // The parameters may be large, and secret: they are kept no longer than the processor needs them.
+    if (entry.fiber === undefined) entry.request = undefined
+    if (entry.state === "suspended") {
+      suspended.remove(entry)
+      entries.delete(entry.id)
+    } else {
+      if (entry.state === "waiting") {
+        leaveWaiting(entry)
+        wake()
+      }
+      if (outcome.status === "completed") completed++
+      else if (outcome.status === "failed") failed++
+      else cancelled++
+      retain(entry)
+      publish(() => response(entry, now()))
+    }
+    admitSuspended()
+    checkDrained()
+    if (entry.accepted !== undefined) Deferred.doneUnsafe(entry.accepted, Exit.succeed(entry))
+    if (entry.done !== undefined) Deferred.doneUnsafe(entry.done, Exit.succeed(entry))
+    return true
+  }
+
+  const fail = (entry: Entry, error: QueueError.SubmitError) =>
+    end(entry, { status: "failed", cause: Cause.fail(error) })
+
+  /** Ends an entry before its processor has, and interrupts that. */
+  const abort = (entry: Entry, outcome: Outcome): boolean => {
+    if (!end(entry, outcome)) return false
+    if (entry.fiber !== undefined) entry.fiber.interruptUnsafe()
+    return true
+  }
+
+  const shutdownOf = (entry: Entry): Outcome => ({
+    status: "failed",
+    cause: Cause.fail(new QueueError.QueueShutdown({ modelId, requestId: entry.id }))
+  })
+
+  const expire = (entry: Entry) => {
+    const at = now()
+    if (entry.state === "suspended" && !entry.request!.waitForCompletion) {
+      fail(entry, queueFull(entry.id))
+      return
+    }
+    const dispatchedAt = entry.dispatchedAt ?? at
+    const total = at >= entry.submittedAt + entry.timeout
+    const error = new QueueError.QueueTimeout({
+      modelId,
+      requestId: entry.id,
+      limit: total ? "timeout" : "processingTimeout",
+      timeoutMillis: total ? entry.timeout : entry.processingTimeout,
+      queueTimeMillis: dispatchedAt - entry.submittedAt,
+      processingTimeMillis: at - dispatchedAt
+    })
+    abort(entry, { status: "failed", cause: Cause.fail(error) })
+  }
+
+  const queueFull = (requestId: string) => new QueueError.QueueFull({ modelId, requestId, capacity: config.capacity })
+
+  // ---------------------------------------------------------------------------------------------------------------
+  // Submission
+  // ---------------------------------------------------------------------------------------------------------------
+
+  /** The nearest ancestor that this queue is processing. */
+  const runningAncestor = (entry: Entry | undefined): Entry | undefined => {
+    for (let ancestor = entry; ancestor !== undefined; ancestor = ancestor.parent) {
+      if (running.has(ancestor)) return ancestor
+    }
+    return undefined
+  }
+
+  /** Checks a request and makes its entry; nothing has changed if it is refused. */
+  const prepare = (
+    request: AnyRequest,
+    fiber: Fiber.Fiber<unknown, unknown>
+  ): Entry | QueueError.AcceptError => {
+    const problems: Array<string> = []
+    const idProblem = settings.checkId(request.id)
+    if (idProblem !== undefined) problems.push(`id: ${idProblem}`)
+    const parsed = (name: string, value: number | string, otherwise: number): number => {
+      if (typeof value === "number") return value
+      problems.push(`${name}: ${value}`)
+      return otherwise
+    }
+    const timeout = request.timeout === undefined
+      ? config.timeout
+      : parsed("timeout", settings.timeout(request.timeout), 0)
+    const processingTimeout = request.processingTimeout === undefined
+      ? config.processingTimeout
+      : parsed("processingTimeout", settings.timeout(request.processingTimeout), 0)
+    const headStart = request.priority === undefined
+      ? config.headStart
+      : parsed("priority", settings.headStart(request.priority), 0)
+    problems.push(...config.checkParams(request.params))
+    const tokens = estimate(config, request, problems)
+    if (problems.length > 0) {
+      return new QueueError.InvalidRequest({ modelId, requestId: String(request.id), problems })
+    }
+    const large = tooLarge(config.limits, tokens)
+    if (large !== undefined) {
+      return new QueueError.RequestTooLarge({
+        modelId,
+        requestId: request.id,
+        limitType: large.limit.type,
+        limit: large.limit.limit,
+        requested: large.requested,
+        estimated: tokens.guessed
+      })
+    }
+    // A generated id was chosen by nobody: a request submitted again gets a new one.
+    const id = entries.has(request.id) && requestId.isGenerated(request.id) ? requestId.generate() : request.id
+    if (entries.has(id)) return new QueueError.DuplicateRequest({ modelId, requestId: id })
+    const parent = fiber.getRef(CurrentEntry)
+    const isNested = request.waitForCompletion && runningAncestor(parent) !== undefined
+    if (state !== "open" && !(state === "closing" && draining && isNested)) {
+      return new QueueError.QueueShutdown({ modelId, requestId: id })
+    }
+    return {
+      queue,
+      request: { ...request, id },
+      id,
+      tokens,
+      createdAt: clock.currentTimeMillisUnsafe(),
+      submittedAt: now(),
+      headStart,
+      timeout,
+      processingTimeout,
+      parent,
+      span: Context.getOrUndefined(fiber.context, Tracer.ParentSpan),
+      nested: isNested,
+      state: "suspended",
+      dispatchedAt: undefined,
+      endedAt: undefined,
+      outcome: undefined,
+      usage: undefined,
+      reservation: undefined,
+      fiber: undefined,
+      done: undefined,
+      accepted: undefined,
+      order: undefined,
+      deadline: undefined,
+      previous: undefined,
+      next: undefined,
+      holdsPermit: false,
+      lender: undefined,
+      borrower: undefined
+    }
+  }
+
+  const admitToQueue = (
+    request: AnyRequest,
+    fiber: Fiber.Fiber<unknown, unknown>
+  ): Entry | QueueError.AcceptError => {
+    const entry = prepare(request, fiber)
+    if (!("queue" in entry)) return entry
+    if (!entry.nested && (!hasRoom() || suspended.size > 0)) {
+      if (config.strategy === "reject") return queueFull(entry.id)
+      if (config.strategy === "dropOldest") {
+        let oldest = waiting.first
+        while (oldest !== undefined && oldest.nested) oldest = oldest.next
+        if (oldest !== undefined) fail(oldest, queueFull(oldest.id))
+      }
+    }
+    entries.set(entry.id, entry)
+    setDeadline(entry, entry.submittedAt + entry.timeout)
+    if (entry.nested || (hasRoom() && suspended.size === 0)) enqueue(entry)
+    else suspended.add(entry)
+    return entry
+  }
+
+  const doneOf = (entry: Entry): Deferred.Deferred<Entry> => entry.done ??= Deferred.makeUnsafe()
+
+  const result = (entry: Entry): Effect.Effect<QueueResponse.Completed<unknown>, Failure> => {
+    const outcome = entry.outcome!
+    switch (outcome.status) {
+      case "completed":
+        return Effect.succeed(response(entry, now()) as QueueResponse.Completed<unknown>)
+      case "failed":
+        return Effect.failCause(outcome.cause)
+      case "cancelled":
+        return Effect.fail(new QueueError.RequestCancelled({ modelId, requestId: entry.id }))
+    }
+  }
+
+  const awaitEnd = (entry: Entry): Effect.Effect<QueueResponse.Completed<unknown>, Failure> =>
+    entry.outcome !== undefined ? result(entry) : Effect.flatMap(Deferred.await(doneOf(entry)), result)
+
+  const submit: ModelQueue["submit"] = (request) =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.withFiber((fiber) => {
+        const entry = admitToQueue(request, fiber)
+        if (!("queue" in entry)) return Effect.fail(entry)
+        return Effect.onInterrupt(
+          restore(Effect.suspend(() => awaitEnd(entry))),
+          () => Effect.sync(() => abort(entry, { status: "cancelled" }))
+        )
+      })
+    )
+
+  const accept: ModelQueue["accept"] = (request) =>
+    Effect.uninterruptibleMask((restore) =>
+      Effect.withFiber((fiber) => {
+        const entry = admitToQueue(request, fiber)
+        if (!("queue" in entry)) return Effect.fail(entry)
+        const pending = { ...response(entry, now()), status: "pending" as const }
+        if (entry.state !== "suspended") return Effect.succeed(pending)
+        entry.accepted = Deferred.makeUnsafe()
+        return Effect.onInterrupt(
+          Effect.flatMap(restore(Deferred.await(entry.accepted)), () => {
+            if (entry.state !== "suspended") return Effect.succeed(pending)
+            // Nothing else ends a request before its acceptance: its timeout, or the closing of the queue.
+            return Effect.fail(
+              state === "open" ? queueFull(entry.id) : new QueueError.QueueShutdown({ modelId, requestId: entry.id })
+            )
+          }),
+          () => Effect.sync(() => entry.state === "suspended" && end(entry, { status: "cancelled" }))
+        )
+      })
+    )
+
+  // ---------------------------------------------------------------------------------------------------------------
+  // Processing
+  // ---------------------------------------------------------------------------------------------------------------
+
+  const readUsage = (exit: Exit.Exit<unknown, ProcessorFailure>): Effect.Effect<RateLimiter.Tokens | undefined> => {
+    if (config.usage === undefined || !Exit.isSuccess(exit)) return noUsage
+    let problem: string
+    try {
+      const usage = settings.usage(config.usage(exit.value))
+      if ("inputTokens" in usage) return Effect.succeed(usage)
+      problem = usage.join("; ")
+    } catch (error) {
+      problem = `it threw ${String(error)}`
+    }
+    return Effect.as(
+      Effect.logWarning(
+        `The usage of a result of model ${modelId} cannot be read, its estimate stays charged: ${problem}`
+      ),
+      undefined
+    )
+  }
+
+  const settle = (entry: Entry, usage: RateLimiter.Tokens): Effect.Effect<RateLimiter.Settlement> =>
+    Effect.map(limiter.settle(entry.reservation!, usage), (settlement) => {
+      if (settlement !== "alreadySettled") entry.usage ??= usage
+      wake()
+      return settlement
+    })
+
+  /** The processor's fiber is ending: its permit goes to whoever runs on it, back to its lender, or back. */
+  const returnPermit = (entry: Entry): Effect.Effect<void> => {
+    const { borrower, holdsPermit, lender } = entry
+    entry.holdsPermit = false
+    entry.lender = entry.borrower = undefined
+    if (borrower !== undefined) {
+      borrower.holdsPermit = holdsPermit
+      borrower.lender = lender
+    }
+    if (lender !== undefined) lender.borrower = borrower
+    return holdsPermit && borrower === undefined ? limiter.releasePermit : Effect.void
+  }
+
+  const outcomeOf = (entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): Outcome => {
+    if (Exit.isSuccess(exit)) return { status: "completed", result: exit.value }
+    const { cause } = exit
+    return {
+      status: "failed",
+      cause: cause.reasons.some(Cause.isFailReason)
+        ? cause
+        : Cause.fail(new QueueError.ProcessingError({ modelId, requestId: entry.id, cause }))
+    }
+  }
+
+  const runner = (entry: Entry): Effect.Effect<void> =>
+    Effect.withFiber((fiber) => {
+      entry.fiber = fiber
+      const request = entry.request!
+      const attempt: Effect.Effect<unknown, ProcessorFailure> = entry.outcome === undefined
+        ? Effect.interruptible(Effect.scoped(Effect.suspend(() => processor(request))))
+        : Effect.interrupt
+      return attempt.pipe(
+        Effect.exit,
+        Effect.flatMap((exit) =>
+          readUsage(exit).pipe(
+            Effect.flatMap((usage) => usage === undefined ? Effect.void : settle(entry, usage)),
+            Effect.andThen(limiter.complete(entry.reservation!)),
+            Effect.andThen(Effect.suspend(() => returnPermit(entry))),
+            Effect.andThen(Effect.sync(() => {
+              running.delete(entry)
+              exempt.delete(entry)
+              entry.fiber = entry.parent = entry.span = undefined
+              wake()
+              if (end(entry, outcomeOf(entry, exit))) return
+              entry.request = undefined
+              checkDrained()
+            }))
+          )
+        )
+      )
+    })
+
+  const dispatch = (entry: Entry, reservation: RateLimiter.Reservation) => {
+    leaveWaiting(entry)
+    entry.state = "dispatched"
+    entry.dispatchedAt = now()
+    entry.reservation = reservation
+    running.add(entry)
+    if (entry.processingTimeout !== Number.POSITIVE_INFINITY) {
+      setDeadline(
+        entry,
+        Math.min(entry.submittedAt + entry.timeout, entry.dispatchedAt + entry.processingTimeout)
+      )
+    }
+    publish(() => response(entry, now()))
+    admitSuspended()
+    let inner = Context.add(context, CurrentEntry, entry)
+    if (entry.span !== undefined) inner = Context.add(inner, Tracer.ParentSpan, entry.span)
+    Effect.runForkWith(inner)(runner(entry), { uninterruptible: true })
+  }
+
+  // ---------------------------------------------------------------------------------------------------------------
+  // Dispatcher
+  // ---------------------------------------------------------------------------------------------------------------
+
+  const drainIntake = (messages: ReadonlyArray<Entry | typeof wakeUp>) => {
+    woken = false
+    for (const entry of messages) {
+      if (entry === wakeUp || entry.outcome !== undefined) continue
+      if (entry.nested) nested.add(entry)
+      else entry.order = order.add(entry.submittedAt - entry.headStart, entry)
+    }
+  }
+
+  /** Uses an admission. `false` when the entry left while the limiter decided. */
+  const use = Effect.fnUntraced(function*(entry: Entry, admission: RateLimiter.Admission, permit: boolean) {
+    if (admission._tag !== "Admitted") return false
+    if (entry.outcome !== undefined) {
+      yield* limiter.giveBack(admission.reservation, permit)
+      return false
+    }
+    entry.holdsPermit = permit
+    dispatch(entry, admission.reservation)
+    return true
+  })
+
+  /** An ancestor being processed, whose permit nobody runs on. */
+  const lenderOf = (entry: Entry): Entry | undefined => {
+    for (let ancestor = entry.parent; ancestor !== undefined; ancestor = ancestor.parent) {
+      if (running.has(ancestor) && ancestor.borrower === undefined) return ancestor
+    }
+    return undefined
+  }
+
+  /** Whether everything being processed waits for some nested request, so that nothing but those can end. */
+  const onlyAncestorsRun = () => {
+    const ancestors = new Set<Entry>()
+    for (const entry of nested) {
+      for (let ancestor = entry.parent; ancestor !== undefined; ancestor = ancestor.parent) ancestors.add(ancestor)
+    }
+    for (const entry of running) if (!ancestors.has(entry)) return false
+    return true
+  }
+
+  /** Admits one request, or says how long nothing can be: 0 when it admitted one. */
+  const admitNext = Effect.fnUntraced(function*() {
+    // What is being processed may wait for nested requests, so these go first. One that lacks a permit holds back
+    // nobody: its siblings have it, and may in turn wait for a nested request behind it.
+    for (const entry of nested.size === 0 ? [] : Array.from(nested)) {
+      if (entry.outcome !== undefined) continue
+      let admission = yield* limiter.admit(entry.tokens, true)
+      if (yield* use(entry, admission, true)) return 0
+      if (admission._tag === "Admitted") continue
+      if (admission.by === "concurrent") {
+        const lender = lenderOf(entry)
+        if (lender === undefined) continue
+        admission = yield* limiter.admit(entry.tokens, false)
+        if (admission._tag === "Admitted") {
+          if (!running.has(lender)) {
+            yield* limiter.giveBack(admission.reservation, false)
+            return 0
+          }
+          entry.lender = lender
+          lender.borrower = entry
+          if (yield* use(entry, admission, false)) return 0
+          entry.lender = lender.borrower = undefined
+          continue
+        }
+      }
+      if (admission.wait === Number.POSITIVE_INFINITY && onlyAncestorsRun()) {
+        const limit = config.limits.find((limit) => limit.type === admission.by)!
+        fail(
+          entry,
+          new QueueError.RequestTooLarge({
+            modelId,
+            requestId: entry.id,
+            limitType: limit.type,
+            limit: limit.limit,
+            requested: charge(limit.type, entry.tokens),
+            estimated: false
+          })
+        )
+        return 0
+      }
+      return admission.wait
+    }
+    const head = order.peek()
+    if (head === undefined) return Number.POSITIVE_INFINITY
+    const admission = yield* limiter.admit(head.value.tokens, true)
+    if (admission._tag === "Blocked") return admission.wait
+    yield* use(head.value, admission, true)
+    return 0
+  })
+
+  const dispatcher = Effect.gen(function*() {
+    while (true) {
+      if (Queue.sizeUnsafe(intake) > 0) drainIntake(yield* Queue.clear(intake))
+      const wait = yield* admitNext()
+      if (wait > 0 && Queue.sizeUnsafe(intake) === 0) yield* sleepUntilOr(now() + wait, Queue.peek(intake))
+    }
+  })
+
+  const housekeeper = Effect.gen(function*() {
+    while (true) {
+      const at = now()
+      for (let node = deadlines.peek(); node !== undefined && node.key <= at; node = deadlines.peek()) {
+        deadlines.remove(node)
+        expire(node.value)
+      }
+      while (ended.first !== undefined && ended.first.endedAt! + config.retainAge <= at) forget(ended.first)
+      const retained = ended.first === undefined ? Number.POSITIVE_INFINITY : ended.first.endedAt! + config.retainAge
+      nextDue = Math.min(deadlines.peek()?.key ?? Number.POSITIVE_INFINITY, retained)
+      yield* sleepUntilOr(nextDue, Queue.take(bell))
+    }
+  })
+
+  /** These loops hold everybody up when they die, which only a foreign limiter or clock can make them do. */
+  const supervised = (loop: Effect.Effect<never>): Effect.Effect<never> =>
+    loop.pipe(
+      Effect.catchCause((cause) =>
+        Effect.logError(`A fiber of the queue of model ${modelId} died and starts again`, cause)
+      ),
+      Effect.andThen(Effect.sleep("1 second")),
+      Effect.forever
+    )
+
+  // ---------------------------------------------------------------------------------------------------------------
+  // Closing
+  // ---------------------------------------------------------------------------------------------------------------
+
+  const abortAll = (list: Iterable<Entry>) => {
+    for (const entry of Array.from(list)) if (!exempt.has(entry)) abort(entry, shutdownOf(entry))
+  }
+
+  const close: ModelQueue["close"] = Effect.fnUntraced(function*(options: settings.ShutdownSettings) {
+    if (state === "closed") return
+    // A later call can only ask for more.
+    draining = options.policy === "drain" && (state === "open" || draining)
+    for (let entry = yield* CurrentEntry; entry !== undefined; entry = entry.parent) {
+      if (running.has(entry)) exempt.add(entry)
+    }
+    state = "closing"
+    while (suspended.first !== undefined) abort(suspended.first, shutdownOf(suspended.first))
+    if (!draining) { while (waiting.first !== undefined) abort(waiting.first, shutdownOf(waiting.first)) }
+    if (options.policy === "interrupt") abortAll(running)
+    checkDrained()
+    yield* sleepUntilOr(now() + options.deadline, Deferred.await(drained))
+    while (waiting.first !== undefined) abort(waiting.first, shutdownOf(waiting.first))
+    abortAll(running)
+    state = "closed"
+    Deferred.doneUnsafe(drained, Exit.void)
+    yield* Scope.close(scope, Exit.void)
+  })
+
+  // ---------------------------------------------------------------------------------------------------------------
+  // Lookup
+  // ---------------------------------------------------------------------------------------------------------------
+
+  const find = (id: string): Effect.Effect<Entry, QueueError.RequestNotFound> =>
+    Effect.suspend(() => {
+      const entry = entries.get(id)
+      return entry === undefined
+        ? Effect.fail(new QueueError.RequestNotFound({ modelId, requestId: String(id) }))
+        : Effect.succeed(entry)
+    })
+
+  const queue: ModelQueue = {
+    modelId,
+    submit,
+    accept,
+    awaitCompletion: (id) =>
+      Effect.withFiber((fiber) =>
+        Effect.flatMap(find(id), (entry) => {
+          // Awaited by a request of its own queue, it must not wait for that one's permit.
+          const current = fiber.getRef(CurrentEntry)
+          if (
+            entry.outcome === undefined && entry.state !== "dispatched" && !entry.nested
+            && current !== undefined && runningAncestor(current) !== undefined
+          ) {
+            adopt(entry, current)
+          }
+          return awaitEnd(entry)
+        })
+      ),
+    status: (id) => Effect.map(find(id), (entry) => response(entry, now())),
+    cancel: (id) =>
+      Effect.map(find(id), (entry) => {
+        if (entry.state === "suspended" && entry.outcome === undefined) {
+          // Accepted first, so that its end is retained and a fire-and-forget submitter has its answer.
+          suspended.remove(entry)
+          enqueue(entry)
+        }
+        return abort(entry, { status: "cancelled" })
+      }),
+    reportUsage: (id, report) =>
+      Effect.flatMap(find(id), (entry) => {
+        const usage = settings.usage(report)
+        if (!("inputTokens" in usage)) {
+          return Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: id, problems: usage }))
+        }
+        if (entry.reservation === undefined) {
+          return Effect.fail(
+            new QueueError.InvalidRequest({
+              modelId,
+              requestId: id,
+              problems: ["usage: the request was not handed to its processor, so nothing is charged for it"]
+            })
+          )
+        }
+        return settle(entry, usage)
+      }),
+    info: Effect.map(limiter.usage, (rateLimiters) => ({
+      modelId,
+      state,
+      capacity: config.capacity,
+      depth: waiting.size,
+      suspended: suspended.size,
+      running: running.size,
+      completed,
+      failed,
+      cancelled,
+      rateLimiters
+    })),
+    close,
+    shutdown: config.shutdown
+  }
+
+  yield* Effect.forkIn(supervised(dispatcher), scope, { startImmediately: true })
+  yield* Effect.forkIn(supervised(housekeeper), scope, { startImmediately: true })
+  return queue
+})
