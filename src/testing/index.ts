@@ -1,0 +1,1 @@
+export * as ProviderSimulator from "./ProviderSimulator.ts"
