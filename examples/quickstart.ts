@@ -18,7 +18,7 @@ import { stdout } from "node:process"
 
 const period = 3000
 /** How far apart the ways from here to the server may be in time, the event loop's delays included. */
-const margin = 200
+const margin = 300
 const windows = 4
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -57,13 +57,10 @@ const ChatCompletion = Schema.Struct({
 })
 
 const complete = Effect.fn("complete")(
-  function*(
-    request: QueueRequest.QueueRequest<typeof Chat.params.Type, typeof Chat.result.Type, ProviderError, boolean>
-  ) {
-    const { maxTokens, prompt } = request.params
+  function*(model: string, { maxTokens, prompt }: typeof Chat.params.Type) {
     const response = yield* HttpClientRequest.post("/v1/chat/completions").pipe(
       HttpClientRequest.bodyJsonUnsafe({
-        model: request.model.modelId,
+        model,
         messages: [{ role: "user", content: prompt }],
         max_tokens: maxTokens
       }),
@@ -85,8 +82,8 @@ const complete = Effect.fn("complete")(
 )
 
 const ModelsLive = QueueManager.layerModels(
-  QueueManager.registration(Small, complete),
-  QueueManager.registration(Large, complete)
+  QueueManager.registration(Small, (request) => complete("small-model", request.params)),
+  QueueManager.registration(Large, (request) => complete("large-model", request.params))
 )
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -100,7 +97,8 @@ const ProviderLive = HttpRouter.serve(ProviderSimulator.layerHttp, { disableLogg
       ProviderSimulator.layer({
         models: {
           "small-model": [{ dimension: "requests", limit: 60, period }],
-          "large-model": [{ dimension: "tokens", limit: 9000, period }]
+          "large-model": [{ dimension: "tokens", limit: 9000, period }],
+          "warm-up": []
         },
         serviceTime: { base: 20, perOutputToken: 0.3 }
       })
@@ -157,6 +155,10 @@ const program = Effect.gen(function*() {
   const manager = yield* QueueManager.QueueManager
   const provider = yield* ProviderSimulator.ProviderSimulator
   const started = yield* Clock.currentTimeMillis
+  // Opens the connections: the first requests would take longer on their way than the margin allows for.
+  yield* Effect.forEach(Array.from({ length: 64 }), () => complete("warm-up", { prompt: "hello", maxTokens: 50 }), {
+    concurrency: 32
+  })
   const begin = yield* provider.now
   const watcher = yield* Effect.forkChild(progress)
 

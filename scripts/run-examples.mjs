@@ -1,4 +1,4 @@
-// Runs every examples/*.ts from source, two at a time, each with a time limit.
+// Runs every examples/*.ts from source, one at a time, each with a time limit.
 //
 //   node scripts/run-examples.mjs            all of them
 //   node scripts/run-examples.mjs quick re   those whose name contains one of the words
@@ -10,7 +10,7 @@ import { basename, join } from "node:path"
 
 const directory = "examples"
 const timeLimitSeconds = 60
-const atOnce = 2
+const atOnce = 1
 
 const words = process.argv.slice(2)
 const names = fs.readdirSync(directory)

@@ -57,8 +57,10 @@ const letGo = (modelId: string) => {
 export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
   const optionProblems: Array<string> = []
   const defaultShutdown = settings.shutdown(options.shutdown, settings.defaultShutdown, optionProblems)
-  if (optionProblems.length > 0) yield* Effect.logWarning(`Options of the queue manager are ignored`, optionProblems)
-  const eventCapacity = Math.max(1, Math.floor(options.eventCapacity ?? 1024)) || 1024
+  const eventCapacity = settings.whole("eventCapacity", options.eventCapacity, 1024, optionProblems)
+  if (optionProblems.length > 0) {
+    yield* Effect.logWarning("Options of the queue manager are wrong, and left at their defaults", ...optionProblems)
+  }
   const queues = new Map<string, modelQueue.ModelQueue>()
   /** Ids whose registration has begun. */
   const claimed = new Set<string>()

@@ -32,7 +32,7 @@ export interface ShutdownSettings {
 
 const maxId = 256
 const maxLimit = 1e12
-const maxCapacity = 1e9
+const maxCount = 1e9
 const day = 86_400_000
 const maxPeriod = 366 * day
 
@@ -115,6 +115,14 @@ export const usage = (input: unknown): RateLimiter.Tokens | ReadonlyArray<string
 
 const isWhole = (value: unknown, min: number, max: number): value is number =>
   typeof value === "number" && Number.isInteger(value) && value >= min && value <= max
+
+/** A whole number of at least `min`, or its default when it is left out or wrong. */
+export const whole = (name: string, value: unknown, otherwise: number, problems: Array<string>, min = 1): number => {
+  if (value === undefined) return otherwise
+  if (isWhole(value, min, maxCount)) return value
+  problems.push(`${name}: expected a whole number from ${min} to ${maxCount}, got ${show(value)}`)
+  return otherwise
+}
 
 const isType = (value: unknown): value is RateLimiter.Type =>
   value === "concurrent" || (typeof value === "string" && Object.hasOwn(defaultPeriods, value))
@@ -226,21 +234,25 @@ const resolveLimit = (
   }]
 }
 
-/** Checks shutdown options; what is left out comes from `base`. */
+/** Checks shutdown options; what is left out, or is wrong, comes from `base`. */
 export const shutdown = (
   options: ModelConfig.Shutdown | undefined,
   base: ShutdownSettings,
   problems: Array<string>
 ): ShutdownSettings => {
-  const policy = options?.policy ?? base.policy
-  if (policy !== "drain" && policy !== "finishRunning" && policy !== "interrupt") {
-    problems.push(`shutdown.policy: expected "drain", "finishRunning" or "interrupt", got ${show(policy)}`)
+  let { deadline, policy } = base
+  const given: { readonly policy?: unknown; readonly deadline?: unknown } = options ?? {}
+  if (given.policy === "drain" || given.policy === "finishRunning" || given.policy === "interrupt") {
+    policy = given.policy
+  } else if (given.policy !== undefined) {
+    problems.push(`shutdown.policy: expected "drain", "finishRunning" or "interrupt", got ${show(given.policy)}`)
   }
-  const deadline = options?.deadline === undefined ? base.deadline : millis(options.deadline)
-  if (deadline === undefined || deadline < 0) {
-    problems.push(`shutdown.deadline: expected a duration of zero or more, got ${show(options?.deadline)}`)
+  if (given.deadline !== undefined) {
+    const parsed = millis(given.deadline)
+    if (parsed !== undefined && parsed >= 0) deadline = parsed
+    else problems.push(`shutdown.deadline: expected a duration of zero or more, got ${show(given.deadline)}`)
   }
-  return { policy, deadline: deadline ?? base.deadline }
+  return { policy, deadline }
 }
 
 export const defaultShutdown: ShutdownSettings = { policy: "drain", deadline: 30_000 }
@@ -266,18 +278,12 @@ export const resolve = (
   const idProblem = checkId(modelId)
   if (idProblem !== undefined) problems.push(`modelId: ${idProblem}`)
   const limits = resolveLimits(definition, problems)
-  const capacity = definition.capacity ?? 10_000
-  if (!isWhole(capacity, 1, maxCapacity)) {
-    problems.push(`capacity: expected a whole number from 1 to ${maxCapacity}, got ${show(capacity)}`)
-  }
+  const capacity = whole("capacity", definition.capacity, 10_000, problems)
   const strategy = definition.strategy ?? "suspend"
   if (strategy !== "suspend" && strategy !== "reject" && strategy !== "dropOldest") {
     problems.push(`strategy: expected "suspend", "reject" or "dropOldest", got ${show(strategy)}`)
   }
-  const retainCount = definition.retention?.count ?? 1000
-  if (!isWhole(retainCount, 0, maxCapacity)) {
-    problems.push(`retention.count: expected a whole number from 0 to ${maxCapacity}, got ${show(retainCount)}`)
-  }
+  const retainCount = whole("retention.count", definition.retention?.count, 1000, problems, 0)
   const age = definition.retention?.age
   const retainAge = age === undefined ? 3_600_000 : millis(age)
   if (retainAge === undefined || retainAge < 0) {
