@@ -129,9 +129,21 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
     }
     for (const modelId of mine) claimed.add(modelId)
     const made: Array<modelQueue.ModelQueue> = []
-    for (const [index, config] of configs.entries()) {
-      made.push(yield* modelQueue.make(config, registrations[index]!.processor, publish))
-    }
+    yield* Effect.forEach(
+      configs,
+      (config, index) =>
+        Effect.map(
+          modelQueue.make(config, registrations[index]!.processor, publish),
+          (queue) => made.push(queue)
+        ),
+      { discard: true }
+    ).pipe(
+      // Only a foreign limiter can fail here.
+      Effect.onError(() => {
+        for (const modelId of mine) claimed.delete(modelId)
+        return Effect.forEach(made, (queue) => queue.close({ policy: "interrupt", deadline: 0 }), { discard: true })
+      })
+    )
     for (const queue of made) {
       queues.set(queue.modelId, queue)
       yield* hold(queue.modelId)

@@ -233,7 +233,7 @@ export const make = Effect.fnUntraced(function*(
     entry.endedAt = now()
     if (entry.deadline !== undefined) deadlines.remove(entry.deadline)
     // The parameters may be large, and secret: they are kept no longer than the processor needs them.
-    if (entry.fiber === undefined) entry.request = undefined
+    if (entry.fiber === undefined) entry.request = entry.span = undefined
     if (entry.state === "suspended") {
       suspended.remove(entry)
       entries.delete(entry.id)
@@ -505,35 +505,33 @@ export const make = Effect.fnUntraced(function*(
     }
   }
 
-  const runner = (entry: Entry): Effect.Effect<void> =>
+  const attempt = (entry: Entry, request: AnyRequest): Effect.Effect<unknown, ProcessorFailure> =>
     Effect.withFiber((fiber) => {
       entry.fiber = fiber
-      const request = entry.request!
-      const attempt: Effect.Effect<unknown, ProcessorFailure> = entry.outcome === undefined
-        ? Effect.interruptible(Effect.scoped(Effect.suspend(() => processor(request))))
+      return entry.outcome === undefined
+        ? Effect.scoped(Effect.suspend(() => processor(request)))
         : Effect.interrupt
-      return attempt.pipe(
-        Effect.exit,
-        Effect.flatMap((exit) =>
-          readUsage(exit).pipe(
-            Effect.flatMap((usage) => usage === undefined ? Effect.void : settle(entry, usage)),
-            Effect.andThen(limiter.complete(entry.reservation!)),
-            Effect.andThen(Effect.suspend(() => returnPermit(entry))),
-            Effect.andThen(Effect.sync(() => {
-              running.delete(entry)
-              exempt.delete(entry)
-              entry.fiber = entry.parent = entry.span = undefined
-              wake()
-              if (end(entry, outcomeOf(entry, exit))) return
-              entry.request = undefined
-              checkDrained()
-            }))
-          )
-        )
-      )
     })
 
+  /** After the fiber of the attempt has ended, and its children with it. */
+  const finish = (entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): Effect.Effect<void> =>
+    readUsage(exit).pipe(
+      Effect.flatMap((usage) => usage === undefined ? Effect.void : settle(entry, usage)),
+      Effect.andThen(limiter.complete(entry.reservation!)),
+      Effect.andThen(Effect.suspend(() => returnPermit(entry))),
+      Effect.andThen(Effect.sync(() => {
+        running.delete(entry)
+        exempt.delete(entry)
+        entry.fiber = entry.parent = entry.span = undefined
+        wake()
+        if (end(entry, outcomeOf(entry, exit))) return
+        entry.request = undefined
+        checkDrained()
+      }))
+    )
+
   const dispatch = (entry: Entry, reservation: RateLimiter.Reservation) => {
+    const request = entry.request!
     leaveWaiting(entry)
     entry.state = "dispatched"
     entry.dispatchedAt = now()
@@ -549,7 +547,9 @@ export const make = Effect.fnUntraced(function*(
     admitSuspended()
     let inner = Context.add(context, CurrentEntry, entry)
     if (entry.span !== undefined) inner = Context.add(inner, Tracer.ParentSpan, entry.span)
-    Effect.runForkWith(inner)(runner(entry), { uninterruptible: true })
+    Effect.runForkWith(inner)(attempt(entry, request)).addObserver((exit) => {
+      Effect.runForkWith(context)(finish(entry, exit))
+    })
   }
 
   // ---------------------------------------------------------------------------------------------------------------
