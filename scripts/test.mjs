@@ -46,6 +46,7 @@ const stages = [
   { title: "format", script: "format" },
   { title: "lint", script: "lint" },
   { title: "types", script: "check:types" },
+  { title: "documentation examples", script: "check:docs" },
   { title: "Effect diagnostics", script: "check:effect" },
   { title: "unused code and dependencies", script: "unused" },
   { title: "package: build, publint, are the types wrong", script: "package" },
