@@ -261,10 +261,14 @@ const paramsChecker = (schema: Schema.Constraint | undefined): Settings["checkPa
   if (schema === undefined) return () => []
   const decode = Schema.decodeUnknownExit(Schema.toType(schema as ModelConfig.Codec))
   return (params) => {
-    const exit = decode(params, { errors: "all" })
-    if (Exit.isSuccess(exit)) return []
-    const error = Cause.squash(exit.cause)
-    return [`params: ${error instanceof Error ? error.message : String(error)}`]
+    try {
+      const exit = decode(params, { errors: "all" })
+      if (Exit.isSuccess(exit)) return []
+      const error = Cause.squash(exit.cause)
+      return [`params: ${error instanceof Error ? error.message : String(error)}`]
+    } catch (error) {
+      return [`params: could not be read: ${String(error)}`]
+    }
   }
 }
 
