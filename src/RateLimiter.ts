@@ -235,7 +235,7 @@ export type Admission =
 
 /**
  * The answer to a usage report. `alreadySettled`: a report was taken before, and this one changed nothing.
- * `expired`: the charge has left every window that it could still change.
+ * `expired`: the charge has left its longest window.
  *
  * @category models
  * @since 0.1.0

@@ -1,5 +1,5 @@
 import type * as RateLimiter from "../RateLimiter.ts"
-import { charge } from "./memoryLimiter.ts"
+import { charge, countsTokens } from "./memoryLimiter.ts"
 import * as settings from "./settings.ts"
 
 const charactersPerToken = 4
@@ -23,9 +23,6 @@ const countCharacters = (value: unknown): number => {
   }
   return count
 }
-
-const countsTokens = (limit: RateLimiter.Limit) =>
-  limit.type === "tpm" || limit.type === "tpd" || limit.type === "itpm" || limit.type === "otpm"
 
 /** What a request is charged until its usage is known, or what is wrong with its estimates. */
 export const estimate = (

@@ -66,6 +66,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
   const claimed = new Set<string>()
   const readers = new Set<Queue.Queue<Snapshot, Cause.Done>>()
   let open = true
+  let gone = false
 
   const publish = (snapshot: () => Snapshot) => {
     if (readers.size === 0) return
@@ -99,16 +100,13 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
   }
 
   const closeAndForget = (queue: modelQueue.ModelQueue): Effect.Effect<void> =>
-    Effect.ensuring(
-      queue.close(queue.shutdown),
-      Effect.sync(() => {
-        // After `shutdownAll` statuses stay readable until the manager is gone.
-        if (!open || queues.get(queue.modelId) !== queue) return
-        queues.delete(queue.modelId)
-        claimed.delete(queue.modelId)
-        letGo(queue.modelId)
-      })
-    )
+    modelQueue.unstoppable(Effect.map(queue.close(queue.shutdown), () => {
+      // After `shutdownAll` statuses stay readable until the manager is gone.
+      if (!open || queues.get(queue.modelId) !== queue) return
+      queues.delete(queue.modelId)
+      claimed.delete(queue.modelId)
+      letGo(queue.modelId)
+    }))
 
   const register = Effect.fnUntraced(function*(registrations: ReadonlyArray<Registration>) {
     const scope = yield* Scope.Scope
@@ -174,6 +172,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
         for (const modelId of queues.keys()) letGo(modelId)
         queues.clear()
         for (const reader of readers) Queue.endUnsafe(reader)
+        gone = true
       })
     )
   )
@@ -228,8 +227,8 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
       }
     ),
     shutdownAll,
-    events: Stream.unwrap(
-      Effect.map(
+    events: Stream.unwrap(Effect.suspend(() =>
+      gone ? Effect.succeed(Stream.empty) : Effect.map(
         Effect.acquireRelease(
           Effect.tap(
             Queue.sliding<Snapshot, Cause.Done>(eventCapacity),
@@ -239,6 +238,6 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
         ),
         Stream.fromQueue
       )
-    )
+    ))
   })
 })

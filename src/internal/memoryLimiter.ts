@@ -24,6 +24,10 @@ export const charge = (type: RateLimiter.Type, tokens: RateLimiter.Tokens): numb
   }
 }
 
+/** Whether a limit counts tokens. */
+export const countsTokens = ({ type }: RateLimiter.Limit): boolean =>
+  type === "tpm" || type === "tpd" || type === "itpm" || type === "otpm"
+
 /** A windowed limit: its dated charges, and the sum of the reservations that have no date yet. */
 interface Window {
   readonly limit: RateLimiter.Limit
@@ -124,8 +128,9 @@ const complete = (windows: ReadonlyArray<Window>, reservation: Reservation, now:
   }
 }
 
-const giveBack = (windows: ReadonlyArray<Window>, reservation: Reservation, now: number): void => {
-  if (reservation.completed) return
+/** Whether there was anything to give back. */
+const giveBack = (windows: ReadonlyArray<Window>, reservation: Reservation, now: number): boolean => {
+  if (reservation.completed) return false
   reservation.completed = true
   reservation.settled = true
   for (let i = 0; i < windows.length; i++) {
@@ -134,8 +139,8 @@ const giveBack = (windows: ReadonlyArray<Window>, reservation: Reservation, now:
     const amount = reservation.amounts[i]!
     if (place === undefined) window.held -= amount
     else window.dated.adjust(now, place, -amount)
-    reservation.amounts[i] = 0
   }
+  return true
 }
 
 const windowUsage = (window: Window, now: number): RateLimiter.Usage => {
@@ -192,9 +197,9 @@ export const make = Effect.fnUntraced(function*(limits: ReadonlyArray<RateLimite
     settle: (reservation, usage) => step((state, now) => settle(state, own(reservation), usage, now)),
     complete: (reservation) => step((state, now) => complete(state, own(reservation), now)),
     giveBack: (reservation, permit) =>
-      Effect.andThen(
+      Effect.flatMap(
         step((state, now) => giveBack(state, own(reservation), now)),
-        permit ? releasePermit : Effect.void
+        (given) => given && permit ? releasePermit : Effect.void
       ),
     releasePermit,
     usage: Effect.gen(function*() {

@@ -13,7 +13,7 @@ import * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type * as Fiber from "effect/Fiber"
+import * as Fiber from "effect/Fiber"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
@@ -84,6 +84,15 @@ export interface QueueInfo {
 const wakeUp = Symbol()
 
 const noUsage: Effect.Effect<RateLimiter.Tokens | undefined> = Effect.undefined
+
+/** Runs to its end whatever happens to who waits for it. */
+export const unstoppable = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.uninterruptibleMask((restore) =>
+    Effect.flatMap(
+      Effect.forkDetach(effect, { startImmediately: true }),
+      (fiber) => restore(Fiber.join(fiber))
+    )
+  )
 
 /** The shortest sleep, in milliseconds: any clock moves on by it, whatever the rounding of its readings. */
 const resolution = 0.001
@@ -303,6 +312,11 @@ export const make = Effect.fnUntraced(function*(
     return undefined
   }
 
+  const isAncestorOrSelf = (entry: Entry, of: Entry | undefined): boolean => {
+    for (let ancestor = of; ancestor !== undefined; ancestor = ancestor.parent) if (ancestor === entry) return true
+    return false
+  }
+
   /** Checks a request and makes its entry; nothing has changed if it is refused. */
   const prepare = (
     request: AnyRequest,
@@ -387,18 +401,22 @@ export const make = Effect.fnUntraced(function*(
   ): Entry | QueueError.AcceptError => {
     const entry = prepare(request, fiber)
     if (!("queue" in entry)) return entry
-    if (!entry.nested && (!hasRoom() || suspended.size > 0)) {
-      if (config.strategy === "reject") return queueFull(entry.id)
-      if (config.strategy === "dropOldest") {
-        let oldest = waiting.first
-        while (oldest !== undefined && oldest.nested) oldest = oldest.next
-        if (oldest !== undefined) fail(oldest, queueFull(oldest.id))
-      }
-    }
+    // A processor that waits for room in its own queue could be what the room waits for.
+    const mayWait = config.strategy === "suspend" && runningAncestor(entry.parent) === undefined
+    if (!entry.nested && !hasRoom() && !mayWait && config.strategy !== "dropOldest") return queueFull(entry.id)
     entries.set(entry.id, entry)
     setDeadline(entry, entry.submittedAt + entry.timeout)
-    if (entry.nested || (hasRoom() && suspended.size === 0)) enqueue(entry)
-    else suspended.add(entry)
+    if (entry.nested || (hasRoom() && suspended.size === 0)) {
+      enqueue(entry)
+    } else if (config.strategy === "dropOldest") {
+      let oldest = waiting.first
+      while (oldest !== undefined && oldest.nested) oldest = oldest.next
+      // In this order: who is dropped may submit again before this returns.
+      enqueue(entry)
+      if (oldest !== undefined) fail(oldest, queueFull(oldest.id))
+    } else {
+      suspended.add(entry)
+    }
     return entry
   }
 
@@ -653,8 +671,9 @@ export const make = Effect.fnUntraced(function*(
     }
   })
 
+  /** Outlives the closing as long as some processor that was not waited for has a deadline. */
   const housekeeper = Effect.gen(function*() {
-    while (true) {
+    while (state !== "closed" || deadlines.peek() !== undefined) {
       const at = now()
       for (let node = deadlines.peek(); node !== undefined && node.key <= at; node = deadlines.peek()) {
         deadlines.remove(node)
@@ -668,13 +687,14 @@ export const make = Effect.fnUntraced(function*(
   })
 
   /** These loops hold everybody up when they die, which only a foreign limiter or clock can make them do. */
-  const supervised = (loop: Effect.Effect<never>): Effect.Effect<never> =>
-    loop.pipe(
-      Effect.catchCause((cause) =>
-        Effect.logError(`A fiber of the queue of model ${modelId} died and starts again`, cause)
-      ),
-      Effect.andThen(Effect.sleep("1 second")),
-      Effect.forever
+  const supervised = (loop: Effect.Effect<void>): Effect.Effect<void> =>
+    Effect.catchDefect(
+      loop,
+      (defect) =>
+        Effect.logError(`A fiber of the queue of model ${modelId} died and starts again in a second`, defect).pipe(
+          Effect.delay("1 second"),
+          Effect.andThen(supervised(loop))
+        )
     )
 
   // ---------------------------------------------------------------------------------------------------------------
@@ -685,25 +705,27 @@ export const make = Effect.fnUntraced(function*(
     for (const entry of Array.from(list)) if (!exempt.has(entry)) abort(entry, shutdownOf(entry))
   }
 
-  const close: ModelQueue["close"] = Effect.fnUntraced(function*(options: settings.ShutdownSettings) {
-    if (state === "closed") return
-    // A later call can only ask for more.
-    draining = options.policy === "drain" && (state === "open" || draining)
-    for (let entry = yield* CurrentEntry; entry !== undefined; entry = entry.parent) {
-      if (running.has(entry)) exempt.add(entry)
-    }
-    state = "closing"
-    while (suspended.first !== undefined) abort(suspended.first, shutdownOf(suspended.first))
-    if (!draining) { while (waiting.first !== undefined) abort(waiting.first, shutdownOf(waiting.first)) }
-    if (options.policy === "interrupt") abortAll(running)
-    checkDrained()
-    yield* sleepUntilOr(now() + options.deadline, Deferred.await(drained))
-    while (waiting.first !== undefined) abort(waiting.first, shutdownOf(waiting.first))
-    abortAll(running)
-    state = "closed"
-    Deferred.doneUnsafe(drained, Exit.void)
-    yield* Scope.close(scope, Exit.void)
-  })
+  const close: ModelQueue["close"] = (options) =>
+    unstoppable(Effect.gen(function*() {
+      if (state === "closed") return
+      for (let entry = yield* CurrentEntry; entry !== undefined; entry = entry.parent) {
+        if (running.has(entry)) exempt.add(entry)
+      }
+      // A later call can only ask for more.
+      draining = options.policy === "drain" && (state === "open" || draining)
+      state = "closing"
+      while (suspended.first !== undefined) abort(suspended.first, shutdownOf(suspended.first))
+      if (!draining) { while (waiting.first !== undefined) abort(waiting.first, shutdownOf(waiting.first)) }
+      if (options.policy === "interrupt") abortAll(running)
+      checkDrained()
+      yield* sleepUntilOr(now() + options.deadline, Deferred.await(drained))
+      while (waiting.first !== undefined) abort(waiting.first, shutdownOf(waiting.first))
+      abortAll(running)
+      state = "closed"
+      Deferred.doneUnsafe(drained, Exit.void)
+      due(now())
+      yield* Scope.close(scope, Exit.void)
+    }))
 
   // ---------------------------------------------------------------------------------------------------------------
   // Lookup
@@ -726,6 +748,10 @@ export const make = Effect.fnUntraced(function*(
         Effect.flatMap(find(id), (entry) => {
           // Awaited by a request of its own queue, it must not wait for that one's permit.
           const current = fiber.getRef(CurrentEntry)
+          if (isAncestorOrSelf(entry, current)) {
+            const problems = ["a processor cannot wait for the end of the request that it is processing"]
+            return Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: id, problems }))
+          }
           if (
             entry.outcome === undefined && entry.state !== "dispatched" && !entry.nested
             && current !== undefined && runningAncestor(current) !== undefined
@@ -779,6 +805,6 @@ export const make = Effect.fnUntraced(function*(
   }
 
   yield* Effect.forkIn(supervised(dispatcher), scope, { startImmediately: true })
-  yield* Effect.forkIn(supervised(housekeeper), scope, { startImmediately: true })
+  yield* Effect.forkDetach(supervised(housekeeper), { startImmediately: true })
   return queue
 })

@@ -1,5 +1,6 @@
 /**
- * One sliding window over dated charges: exact sums, whatever its content.
+ * One sliding window over dated charges: exact sums, whatever its content. Times come and go in milliseconds and are
+ * kept in whole nanoseconds: the sum of two fractions may be rounded up, and a charge would outlive its period.
  *
  * A charge dated s counts in (t − period, t], so it is gone exactly at s + period. Charges live in blocks that carry
  * their own sum; adding and expiring are O(1) amortised, and asking when some amount will have been freed walks
@@ -24,6 +25,8 @@ export interface Place {
   readonly index: number
 }
 
+const nanos = (millis: number): number => Math.round(millis * 1e6)
+
 export class SlidingWindow {
   /** Net amount dated in the window, as of the last `expire`. */
   used = 0
@@ -34,13 +37,14 @@ export class SlidingWindow {
   /** The first date merged into the last place, so that merging cannot push a date further than the resolution. */
   private mergedFrom = 0
 
-  readonly period: number
+  private readonly period: number
 
   constructor(period: number) {
-    this.period = period
+    this.period = nanos(period)
   }
 
   expire(now: number): void {
+    const at = nanos(now)
     while (true) {
       const head = this.head
       if (this.offset === head.dates.length) {
@@ -49,7 +53,7 @@ export class SlidingWindow {
         this.offset = 0
         continue
       }
-      if (head.dates[this.offset]! + this.period > now) return
+      if (head.dates[this.offset]! + this.period > at) return
       const amount = head.amounts[this.offset]!
       head.sum -= amount
       this.used -= amount
@@ -59,12 +63,13 @@ export class SlidingWindow {
   }
 
   add(now: number, amount: number): Place {
+    const at = nanos(now)
     let block = this.tail
     const last = block.dates.length - 1
     if (last >= 0 && this.size > 0) {
-      const crowded = this.size >= exactCharges && now - this.mergedFrom < this.period / exactCharges
-      if (crowded || block.dates[last] === now) {
-        block.dates[last] = now
+      const crowded = this.size >= exactCharges && at - this.mergedFrom < this.period / exactCharges
+      if (crowded || block.dates[last] === at) {
+        block.dates[last] = at
         block.amounts[last]! += amount
         block.sum += amount
         this.used += amount
@@ -74,19 +79,19 @@ export class SlidingWindow {
     if (block.dates.length === blockSize) {
       block = block.next = this.tail = new Block()
     }
-    block.dates.push(now)
+    block.dates.push(at)
     block.amounts.push(amount)
     block.sum += amount
     this.used += amount
     this.size++
-    this.mergedFrom = now
+    this.mergedFrom = at
     return { block, index: block.dates.length - 1 }
   }
 
   /** Changes a charge where it is dated. `false` when it has left the window already, and nothing changed. */
   adjust(now: number, place: Place, by: number): boolean {
     this.expire(now)
-    if (place.block.dates[place.index]! + this.period <= now) return false
+    if (place.block.dates[place.index]! + this.period <= nanos(now)) return false
     place.block.amounts[place.index]! += by
     place.block.sum += by
     this.used += by
@@ -107,7 +112,7 @@ export class SlidingWindow {
       }
       for (; index < block.dates.length; index++) {
         remaining -= block.amounts[index]!
-        if (remaining <= 0) return block.dates[index]! + this.period
+        if (remaining <= 0) return (block.dates[index]! + this.period) / 1e6
       }
       block = block.next
       index = 0
