@@ -189,6 +189,14 @@ export type Definition =
 // oxlint-disable-next-line typescript/no-explicit-any -- a constraint that every such schema meets
 export type Codec = Schema.Codec<any, any>
 
+/**
+ * The type of an error schema; `never` when none was given, which leaves `E` at its constraint.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Failure<E extends Codec> = Codec extends E ? never : E["Type"]
+
 const variance = {
   // oxlint-disable-next-line typescript/no-explicit-any -- one value stands for every instantiation
   P: (_: any) => _,
@@ -235,7 +243,7 @@ export const make = <P extends Codec, A extends Codec, E extends Codec = typeof 
     & { readonly params: P; readonly result: A; readonly error?: E | undefined }
     & Options<NoInfer<P>["Type"], NoInfer<A>["Type"]>
     & Limits
-): ModelConfig<P["Type"], A["Type"], E["Type"]> => fields(modelId, { error: undefined, ...options })
+): ModelConfig<P["Type"], A["Type"], Failure<E>> => fields(modelId, { error: undefined, ...options })
 
 /**
  * Makes a model from types alone. Its parameters are not checked at submission, and it works only in memory.

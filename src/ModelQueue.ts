@@ -191,10 +191,10 @@ export const Service = <Self>() =>
     & { readonly params: P; readonly result: A; readonly error?: E | undefined }
     & ModelConfig.Options<NoInfer<P>["Type"], NoInfer<A>["Type"]>
     & ModelConfig.Limits
-): ServiceClass<Self, Id, P["Type"], A["Type"], E["Type"]> => {
+): ServiceClass<Self, Id, P["Type"], A["Type"], ModelConfig.Failure<E>> => {
   type Params = P["Type"]
   type Result = A["Type"]
-  type Failure = E["Type"]
+  type Failure = ModelConfig.Failure<E>
   const key = `effect-llm-queue/ModelQueue/${modelId}` as const
   const model = ModelConfig.make(modelId, options)
   const service = Context.Service<Self, ModelQueue<Params, Result, Failure>>()(key)
