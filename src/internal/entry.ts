@@ -52,11 +52,15 @@ export interface Entry {
   /** The request whose processor submitted this one. */
   parent: Entry | undefined
   span: Tracer.AnySpan | undefined
-  /** Waits for its result, and some ancestor is being processed by the same queue. */
+  /** What is being processed and waits for it: each may lend it its permit, or that of an ancestor. */
+  readonly awaitedBy: Array<Entry>
+  /** Some request that the same queue processes has waited for it. */
   nested: boolean
   state: "suspended" | "waiting" | "dispatched"
   dispatchedAt: number | undefined
   endedAt: number | undefined
+  /** It has asked for the closing of its queue, which does not wait for it; but no longer than the deadline. */
+  closesAt: number
   outcome: Outcome | undefined
   usage: RateLimiter.Tokens | undefined
   reservation: RateLimiter.Reservation | undefined

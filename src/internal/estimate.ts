@@ -5,7 +5,7 @@ import * as settings from "./settings.ts"
 const charactersPerToken = 4
 const defaultOutputTokens = 1024
 
-/** Characters in all strings of a value, object keys not counted. Safe on cycles. */
+/** Characters in all strings of a value; object keys and bytes not counted. Safe on cycles. */
 const countCharacters = (value: unknown): number => {
   let count = 0
   const seen = new Set<object>()
@@ -14,7 +14,7 @@ const countCharacters = (value: unknown): number => {
     const next = open.pop()
     if (typeof next === "string") {
       count += next.length
-    } else if (typeof next === "object" && next !== null && !seen.has(next)) {
+    } else if (typeof next === "object" && next !== null && !ArrayBuffer.isView(next) && !seen.has(next)) {
       seen.add(next)
       for (const inner of next instanceof Map ? next.values() : next instanceof Set ? next : Object.values(next)) {
         open.push(inner)
@@ -55,13 +55,13 @@ export const estimate = (
           outputTokens ??= read("estimate(params).outputTokens", tokens.outputTokens)
         }
       } catch (error) {
-        problems.push(`estimate(params): threw ${String(error)}`)
+        problems.push(`estimate(params): threw ${settings.show(error)}`)
       }
     }
     try {
       inputTokens ??= Math.max(1, Math.ceil(countCharacters(request.params) / charactersPerToken))
     } catch (error) {
-      problems.push(`params: could not be read to estimate their tokens: ${String(error)}`)
+      problems.push(`params: could not be read to estimate their tokens: ${settings.show(error)}`)
     }
     if (outputTokens === undefined) {
       outputTokens = defaultOutputTokens

@@ -78,7 +78,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
     Effect.suspend(() => {
       const queue = queues.get(idOf(model))
       return queue === undefined
-        ? Effect.fail(new QueueError.ModelNotRegistered({ modelId: String(idOf(model)) }))
+        ? Effect.fail(new QueueError.ModelNotRegistered({ modelId: settings.nameOf(idOf(model)) }))
         : Effect.succeed(queue)
     })
 
@@ -94,18 +94,37 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
       const found = "modelId" in config ? [] : [...config]
       if ("modelId" in config) configs.push(config)
       if (typeof processor !== "function") found.push("processor: expected a function of the request to an Effect")
-      if (found.length > 0) problems.push([String(model.modelId), found])
+      if (found.length > 0) problems.push([settings.nameOf(model.modelId), found])
     }
     return { configs, problems }
   }
 
-  const closeAndForget = (queue: modelQueue.ModelQueue): Effect.Effect<void> =>
-    modelQueue.unstoppable(Effect.map(queue.close(queue.shutdown), () => {
+  const closeTogether = (
+    queues: ReadonlyArray<modelQueue.ModelQueue>,
+    options?: ModelConfig.Shutdown
+  ): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      const closing = queues.map((queue) => ({
+        queue,
+        options: settings.shutdown(options, queue.shutdown, [])
+      }))
+      for (const { options, queue } of closing) queue.stop(options)
+      return Effect.forEach(closing, ({ options, queue }) => queue.close(options), {
+        concurrency: "unbounded",
+        discard: true
+      })
+    })
+
+  const closeAndForget = (closing: ReadonlyArray<modelQueue.ModelQueue>): Effect.Effect<void> =>
+    modelQueue.unstoppable(Effect.map(closeTogether(closing), () => {
       // After `shutdownAll` statuses stay readable until the manager is gone.
-      if (!open || queues.get(queue.modelId) !== queue) return
-      queues.delete(queue.modelId)
-      claimed.delete(queue.modelId)
-      letGo(queue.modelId)
+      if (!open) return
+      for (const queue of closing) {
+        if (queues.get(queue.modelId) !== queue) continue
+        queues.delete(queue.modelId)
+        claimed.delete(queue.modelId)
+        letGo(queue.modelId)
+      }
     }))
 
   const register = Effect.fnUntraced(function*(registrations: ReadonlyArray<Registration>) {
@@ -127,6 +146,10 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
     }
     for (const modelId of mine) claimed.add(modelId)
     const made: Array<modelQueue.ModelQueue> = []
+    const undo = () => {
+      for (const modelId of mine) claimed.delete(modelId)
+      return Effect.forEach(made, (queue) => queue.close({ policy: "interrupt", deadline: 0 }), { discard: true })
+    }
     yield* Effect.forEach(
       configs,
       (config, index) =>
@@ -136,19 +159,20 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
         ),
       { discard: true }
     ).pipe(
-      // Only a foreign limiter can fail here.
-      Effect.onError(() => {
-        for (const modelId of mine) claimed.delete(modelId)
-        return Effect.forEach(made, (queue) => queue.close({ policy: "interrupt", deadline: 0 }), { discard: true })
-      })
+      // Only a foreign limiter can fail here, or take so long that the manager has shut down.
+      Effect.onError(undo)
     )
+    if (!open && made[0] !== undefined) {
+      yield* undo()
+      return yield* new QueueError.QueueShutdown({ modelId: made[0].modelId, requestId: undefined })
+    }
     for (const queue of made) {
       queues.set(queue.modelId, queue)
       yield* hold(queue.modelId)
     }
     yield* Scope.addFinalizer(
       scope,
-      Effect.forEach(made, closeAndForget, { concurrency: "unbounded", discard: true })
+      closeAndForget(made)
     )
   }, Effect.uninterruptible)
 
@@ -158,11 +182,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
 
   const shutdownAll = Effect.fn("QueueManager.shutdownAll")(function*(options?: ModelConfig.Shutdown) {
     open = false
-    yield* Effect.forEach(
-      Array.from(queues.values()),
-      (queue) => queue.close(options === undefined ? queue.shutdown : settings.shutdown(options, queue.shutdown, [])),
-      { concurrency: "unbounded", discard: true }
-    )
+    yield* closeTogether(Array.from(queues.values()), options)
   })
 
   yield* Effect.addFinalizer(() =>
@@ -194,7 +214,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
         items.map((item) => "processor" in item ? item : registration(item, processor) as Registration)
       ),
     unregisterQueue: Effect.fn("QueueManager.unregisterQueue")(function*(model: AnyModel | string) {
-      yield* closeAndForget(yield* queueOf(model))
+      yield* closeAndForget([yield* queueOf(model)])
     }),
     submitRequest,
     submit: (model: AnyRequest["model"], params: unknown, options?: QueueRequest.RequestOptions) =>

@@ -177,7 +177,13 @@ export const make = Effect.fnUntraced(function*(limits: ReadonlyArray<RateLimite
 
   const concurrent = limits.find((limit) => limit.type === "concurrent")
   const semaphore = concurrent === undefined ? undefined : yield* Semaphore.make(concurrent.limit)
-  const releasePermit = semaphore === undefined ? Effect.void : Effect.asVoid(semaphore.release(1))
+  const releasePermit = concurrent === undefined || semaphore === undefined
+    ? Effect.void
+    // A permit that nobody holds must not raise the limit.
+    : Effect.flatMap(
+      semaphore.release(0),
+      (free) => free < concurrent.limit ? Effect.asVoid(semaphore.release(1)) : Effect.void
+    )
   const noPermit = Effect.succeed<RateLimiter.Admission>({
     _tag: "Blocked",
     by: "concurrent",

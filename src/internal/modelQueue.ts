@@ -61,7 +61,9 @@ export interface ModelQueue {
     usage: unknown
   ) => Effect.Effect<RateLimiter.Settlement, QueueError.RequestNotFound | QueueError.InvalidRequest>
   readonly info: Effect.Effect<QueueInfo>
-  /** Stops intake at once and ends when everything has ended, or at the deadline. Idempotent. */
+  /** Refuses requests from now on; nobody is told yet. Several queues that close together stop before any tells. */
+  readonly stop: (options: settings.ShutdownSettings) => void
+  /** Stops, and ends when everything has ended, or at the deadline. Idempotent. */
   readonly close: (options: settings.ShutdownSettings) => Effect.Effect<void>
   readonly shutdown: settings.ShutdownSettings
 }
@@ -185,24 +187,27 @@ export const make = Effect.fnUntraced(function*(
     else counted--
   }
 
-  /** Lets a request run on the permit of an ancestor, from now on. */
-  const adopt = (entry: Entry, parent: Entry) => {
-    entry.parent = parent
+  /** Lets a request that has not been dispatched run on the permit of one that waits for it. */
+  const adopt = (entry: Entry, by: Entry): boolean => {
+    if (entry.outcome !== undefined || entry.state === "dispatched") return false
+    entry.awaitedBy.push(by)
+    entry.parent ??= by
+    wake()
+    if (entry.nested) return true
+    entry.nested = true
     if (entry.state === "suspended") {
       suspended.remove(entry)
-      entry.nested = true
       enqueue(entry)
-      return
+      return true
     }
-    entry.nested = true
     counted--
     if (entry.order !== undefined) {
       order.remove(entry.order)
       entry.order = undefined
       nested.add(entry)
-      wake()
     }
     admitSuspended()
+    return true
   }
 
   const admitSuspended = () => {
@@ -285,6 +290,10 @@ export const make = Effect.fnUntraced(function*(
       fail(entry, queueFull(entry.id))
       return
     }
+    if (at >= entry.closesAt) {
+      abort(entry, shutdownOf(entry))
+      return
+    }
     const dispatchedAt = entry.dispatchedAt ?? at
     const total = at >= entry.submittedAt + entry.timeout
     const error = new QueueError.QueueTimeout({
@@ -342,7 +351,7 @@ export const make = Effect.fnUntraced(function*(
     problems.push(...config.checkParams(request.params))
     const tokens = estimate(config, request, problems)
     if (problems.length > 0) {
-      return new QueueError.InvalidRequest({ modelId, requestId: String(request.id), problems })
+      return new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(request.id), problems })
     }
     const large = tooLarge(config.limits, tokens)
     if (large !== undefined) {
@@ -375,10 +384,12 @@ export const make = Effect.fnUntraced(function*(
       processingTimeout,
       parent,
       span: Context.getOrUndefined(fiber.context, Tracer.ParentSpan),
+      awaitedBy: isNested && parent !== undefined ? [parent] : [],
       nested: isNested,
       state: "suspended",
       dispatchedAt: undefined,
       endedAt: undefined,
+      closesAt: Number.POSITIVE_INFINITY,
       outcome: undefined,
       usage: undefined,
       reservation: undefined,
@@ -482,7 +493,7 @@ export const make = Effect.fnUntraced(function*(
       if ("inputTokens" in usage) return Effect.succeed(usage)
       problem = usage.join("; ")
     } catch (error) {
-      problem = `it threw ${String(error)}`
+      problem = `it threw ${settings.show(error)}`
     }
     return Effect.as(
       Effect.logWarning(
@@ -531,22 +542,29 @@ export const make = Effect.fnUntraced(function*(
         : Effect.interrupt
     })
 
+  /** A step that a foreign limiter, a logger or a usage callback can break: no request is kept from its end by it. */
+  const survived = (step: () => Effect.Effect<unknown>): Effect.Effect<unknown> =>
+    Effect.catchCause(
+      Effect.suspend(step),
+      (cause) => Effect.exit(Effect.logError(`The end of a request of model ${modelId} went wrong`, cause))
+    )
+
   /** After the fiber of the attempt has ended, and its children with it. */
   const finish = (entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): Effect.Effect<void> =>
-    readUsage(exit).pipe(
-      Effect.flatMap((usage) => usage === undefined ? Effect.void : settle(entry, usage)),
-      Effect.andThen(limiter.complete(entry.reservation!)),
-      Effect.andThen(Effect.suspend(() => returnPermit(entry))),
-      Effect.andThen(Effect.sync(() => {
-        running.delete(entry)
-        exempt.delete(entry)
-        entry.fiber = entry.parent = entry.span = undefined
-        wake()
-        if (end(entry, outcomeOf(entry, exit))) return
-        entry.request = undefined
-        checkDrained()
-      }))
-    )
+    survived(() => Effect.flatMap(readUsage(exit), (usage) => usage === undefined ? Effect.void : settle(entry, usage)))
+      .pipe(
+        Effect.andThen(survived(() => limiter.complete(entry.reservation!))),
+        Effect.andThen(survived(() => returnPermit(entry))),
+        Effect.andThen(Effect.sync(() => {
+          running.delete(entry)
+          exempt.delete(entry)
+          entry.fiber = entry.parent = entry.span = undefined
+          wake()
+          if (end(entry, outcomeOf(entry, exit))) return
+          entry.request = undefined
+          checkDrained()
+        }))
+      )
 
   const dispatch = (entry: Entry, reservation: RateLimiter.Reservation) => {
     const request = entry.request!
@@ -583,85 +601,88 @@ export const make = Effect.fnUntraced(function*(
     }
   }
 
-  /** Uses an admission. `false` when the entry left while the limiter decided. */
-  const use = Effect.fnUntraced(function*(entry: Entry, admission: RateLimiter.Admission, permit: boolean) {
-    if (admission._tag !== "Admitted") return false
-    if (entry.outcome !== undefined) {
-      yield* limiter.giveBack(admission.reservation, permit)
-      return false
-    }
-    entry.holdsPermit = permit
-    dispatch(entry, admission.reservation)
-    return true
-  })
-
-  /** An ancestor being processed, whose permit nobody runs on. */
+  /** Somebody being processed who waits for it, directly or by descent, and whose permit nobody runs on. */
   const lenderOf = (entry: Entry): Entry | undefined => {
-    for (let ancestor = entry.parent; ancestor !== undefined; ancestor = ancestor.parent) {
-      if (running.has(ancestor) && ancestor.borrower === undefined) return ancestor
+    for (const waiter of entry.awaitedBy) {
+      for (let lender: Entry | undefined = waiter; lender !== undefined; lender = lender.parent) {
+        const isOnPermit = lender.holdsPermit || lender.lender !== undefined
+        if (lender.queue === queue && isOnPermit && lender.borrower === undefined) return lender
+      }
     }
     return undefined
   }
 
   /** Whether everything being processed waits for some nested request, so that nothing but those can end. */
-  const onlyAncestorsRun = () => {
-    const ancestors = new Set<Entry>()
+  const onlyWaitersRun = () => {
+    const waiters = new Set<Entry>()
     for (const entry of nested) {
-      for (let ancestor = entry.parent; ancestor !== undefined; ancestor = ancestor.parent) ancestors.add(ancestor)
+      for (const by of entry.awaitedBy) {
+        for (let waiter: Entry | undefined = by; waiter !== undefined; waiter = waiter.parent) waiters.add(waiter)
+      }
     }
-    for (const entry of running) if (!ancestors.has(entry)) return false
+    for (const entry of running) if (!waiters.has(entry)) return false
     return true
   }
 
-  /** Admits one request, or says how long nothing can be: 0 when it admitted one. */
+  /** Dispatches an admitted request, on its own permit or on its lender's, unless one of them left meanwhile. */
+  const use = (entry: Entry, reservation: RateLimiter.Reservation, lender?: Entry): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      if (entry.outcome !== undefined || (lender !== undefined && lenderOf(entry) !== lender)) {
+        return limiter.giveBack(reservation, lender === undefined)
+      }
+      if (lender === undefined) {
+        entry.holdsPermit = true
+      } else {
+        entry.lender = lender
+        lender.borrower = entry
+      }
+      dispatch(entry, reservation)
+      return Effect.void
+    })
+
+  /**
+   * Admits one request, or says how long nothing can be: 0 when the limiter admitted one. Uninterruptible, so that the
+   * closing of the queue does not lose what the limiter has given.
+   */
   const admitNext = Effect.fnUntraced(function*() {
     // What is being processed may wait for nested requests, so these go first. One that lacks a permit holds back
     // nobody: its siblings have it, and may in turn wait for a nested request behind it.
     for (const entry of nested.size === 0 ? [] : Array.from(nested)) {
       if (entry.outcome !== undefined) continue
       let admission = yield* limiter.admit(entry.tokens, true)
-      if (yield* use(entry, admission, true)) return 0
-      if (admission._tag === "Admitted") continue
-      if (admission.by === "concurrent") {
-        const lender = lenderOf(entry)
+      let lender: Entry | undefined
+      if (admission._tag === "Blocked" && admission.by === "concurrent") {
+        lender = lenderOf(entry)
         if (lender === undefined) continue
         admission = yield* limiter.admit(entry.tokens, false)
-        if (admission._tag === "Admitted") {
-          if (!running.has(lender)) {
-            yield* limiter.giveBack(admission.reservation, false)
-            return 0
-          }
-          entry.lender = lender
-          lender.borrower = entry
-          if (yield* use(entry, admission, false)) return 0
-          entry.lender = lender.borrower = undefined
-          continue
-        }
       }
-      if (admission.wait === Number.POSITIVE_INFINITY && onlyAncestorsRun()) {
-        const limit = config.limits.find((limit) => limit.type === admission.by)!
-        fail(
-          entry,
-          new QueueError.RequestTooLarge({
-            modelId,
-            requestId: entry.id,
-            limitType: limit.type,
-            limit: limit.limit,
-            requested: charge(limit.type, entry.tokens),
-            estimated: false
-          })
-        )
+      if (admission._tag === "Admitted") {
+        yield* use(entry, admission.reservation, lender)
         return 0
       }
-      return admission.wait
+      if (admission.wait < Number.POSITIVE_INFINITY || !onlyWaitersRun()) return admission.wait
+      const { by } = admission
+      const limit = config.limits.find((limit) => limit.type === by)!
+      fail(
+        entry,
+        new QueueError.RequestTooLarge({
+          modelId,
+          requestId: entry.id,
+          limitType: by,
+          limit: limit.limit,
+          requested: charge(by, entry.tokens),
+          estimated: false
+        })
+      )
+      return 0
     }
     const head = order.peek()
     if (head === undefined) return Number.POSITIVE_INFINITY
     const admission = yield* limiter.admit(head.value.tokens, true)
     if (admission._tag === "Blocked") return admission.wait
-    yield* use(head.value, admission, true)
+    yield* use(head.value, admission.reservation)
     return 0
-  })
+  }, Effect.uninterruptible)
 
   const dispatcher = Effect.gen(function*() {
     while (true) {
@@ -705,20 +726,28 @@ export const make = Effect.fnUntraced(function*(
     for (const entry of Array.from(list)) if (!exempt.has(entry)) abort(entry, shutdownOf(entry))
   }
 
+  const stop: ModelQueue["stop"] = (options) => {
+    if (state === "closed") return
+    // A later call can only ask for more.
+    draining = options.policy === "drain" && (state === "open" || draining)
+    state = "closing"
+  }
+
   const close: ModelQueue["close"] = (options) =>
     unstoppable(Effect.gen(function*() {
       if (state === "closed") return
       for (let entry = yield* CurrentEntry; entry !== undefined; entry = entry.parent) {
-        if (running.has(entry)) exempt.add(entry)
+        if (!running.has(entry)) continue
+        exempt.add(entry)
+        entry.closesAt = Math.min(entry.closesAt, now() + options.deadline)
+        setDeadline(entry, Math.min(entry.closesAt, entry.deadline?.key ?? Number.POSITIVE_INFINITY))
       }
-      // A later call can only ask for more.
-      draining = options.policy === "drain" && (state === "open" || draining)
-      state = "closing"
+      stop(options)
       while (suspended.first !== undefined) abort(suspended.first, shutdownOf(suspended.first))
       if (!draining) { while (waiting.first !== undefined) abort(waiting.first, shutdownOf(waiting.first)) }
       if (options.policy === "interrupt") abortAll(running)
       checkDrained()
-      yield* sleepUntilOr(now() + options.deadline, Deferred.await(drained))
+      if (options.deadline > 0) yield* sleepUntilOr(now() + options.deadline, Deferred.await(drained))
       while (waiting.first !== undefined) abort(waiting.first, shutdownOf(waiting.first))
       abortAll(running)
       state = "closed"
@@ -735,7 +764,7 @@ export const make = Effect.fnUntraced(function*(
     Effect.suspend(() => {
       const entry = entries.get(id)
       return entry === undefined
-        ? Effect.fail(new QueueError.RequestNotFound({ modelId, requestId: String(id) }))
+        ? Effect.fail(new QueueError.RequestNotFound({ modelId, requestId: settings.nameOf(id) }))
         : Effect.succeed(entry)
     })
 
@@ -752,13 +781,12 @@ export const make = Effect.fnUntraced(function*(
             const problems = ["a processor cannot wait for the end of the request that it is processing"]
             return Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: id, problems }))
           }
-          if (
-            entry.outcome === undefined && entry.state !== "dispatched" && !entry.nested
-            && current !== undefined && runningAncestor(current) !== undefined
-          ) {
-            adopt(entry, current)
-          }
-          return awaitEnd(entry)
+          if (current === undefined || runningAncestor(current) === undefined) return awaitEnd(entry)
+          return Effect.acquireUseRelease(
+            Effect.sync(() => adopt(entry, current)),
+            () => awaitEnd(entry),
+            (adopted) => Effect.sync(() => adopted && entry.awaitedBy.splice(entry.awaitedBy.indexOf(current), 1))
+          )
         })
       ),
     status: (id) => Effect.map(find(id), (entry) => response(entry, now())),
@@ -800,6 +828,7 @@ export const make = Effect.fnUntraced(function*(
       cancelled,
       rateLimiters
     })),
+    stop,
     close,
     shutdown: config.shutdown
   }

@@ -45,13 +45,20 @@ const defaultPeriods: Record<Exclude<RateLimiter.Type, "concurrent">, number> = 
   otpm: 60_000
 }
 
-const show = (value: unknown): string => {
+/** Any value in a message, short; whatever it is, this does not throw. */
+export const show = (value: unknown): string => {
   if (typeof value === "string") return JSON.stringify(value.length > 80 ? `${value.slice(0, 80)}…` : value)
-  if (Duration.isDuration(value)) return Duration.format(value)
-  return Array.isArray(value) || (typeof value === "object" && value !== null)
-    ? Object.prototype.toString.call(value)
-    : String(value)
+  try {
+    if (value instanceof Error) return `${value.name}: ${value.message}`
+    if (Duration.isDuration(value)) return Duration.format(value)
+    return typeof value === "object" && value !== null ? Object.prototype.toString.call(value) : String(value)
+  } catch {
+    return `some ${typeof value}`
+  }
 }
+
+/** An id for an error's field, also when it is none. */
+export const nameOf = (id: unknown): string => typeof id === "string" ? id : show(id)
 
 const unsafeCharacters = /[\p{Cc}\u2028\u2029]/u
 const loneSurrogate = /\p{Surrogate}/u
@@ -78,9 +85,15 @@ export const headStart = (priority: unknown): number | string => {
     : `expected "high", "normal", "low" or a number of seconds from -86400 to 86400, got ${show(priority)}`
 }
 
+const units = new Set(["weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds", "nanoseconds"])
+
 /** Milliseconds of a duration input, which may be anything at run time; `undefined` when it is none. */
 const millis = (input: unknown): number | undefined => {
   if (typeof input === "number" && Number.isNaN(input)) return undefined
+  // An object without any unit is read as zero.
+  if (typeof input === "object" && input !== null && !Duration.isDuration(input) && !Array.isArray(input)) {
+    if (!Object.keys(input).some((key) => units.has(key))) return undefined
+  }
   const duration = Duration.fromInput(input as Duration.Input)
   return Option.isSome(duration) ? Duration.toMillis(duration.value) : undefined
 }
@@ -241,6 +254,9 @@ export const shutdown = (
   problems: Array<string>
 ): ShutdownSettings => {
   let { deadline, policy } = base
+  if (options !== undefined && (typeof options !== "object" || options === null)) {
+    problems.push(`shutdown: expected an object, got ${show(options)}`)
+  }
   const given: { readonly policy?: unknown; readonly deadline?: unknown } = options ?? {}
   if (given.policy === "drain" || given.policy === "finishRunning" || given.policy === "interrupt") {
     policy = given.policy
@@ -265,9 +281,9 @@ const paramsChecker = (schema: Schema.Constraint | undefined): Settings["checkPa
       const exit = decode(params, { errors: "all" })
       if (Exit.isSuccess(exit)) return []
       const error = Cause.squash(exit.cause)
-      return [`params: ${error instanceof Error ? error.message : String(error)}`]
+      return [`params: ${error instanceof Error ? error.message : show(error)}`]
     } catch (error) {
-      return [`params: could not be read: ${String(error)}`]
+      return [`params: could not be read: ${show(error)}`]
     }
   }
 }
@@ -286,6 +302,14 @@ export const resolve = (
   const strategy = definition.strategy ?? "suspend"
   if (strategy !== "suspend" && strategy !== "reject" && strategy !== "dropOldest") {
     problems.push(`strategy: expected "suspend", "reject" or "dropOldest", got ${show(strategy)}`)
+  }
+  if (definition.retention !== undefined && typeof definition.retention !== "object") {
+    problems.push(`retention: expected an object, got ${show(definition.retention)}`)
+  }
+  for (const name of ["params", "result", "error"] as const) {
+    if (definition[name] !== undefined && !Schema.isSchema(definition[name])) {
+      problems.push(`${name}: expected a schema, got ${show(definition[name])}`)
+    }
   }
   const retainCount = whole("retention.count", definition.retention?.count, 1000, problems, 0)
   const age = definition.retention?.age
@@ -309,7 +333,7 @@ export const resolve = (
     processingTimeout: number("processingTimeout", timeout(definition.processingTimeout), 0),
     headStart: number("priority", headStart(definition.priority ?? "normal"), 0),
     shutdown: shutdown(definition.shutdown, defaultsShutdown, problems),
-    checkParams: paramsChecker(definition.params),
+    checkParams: paramsChecker(Schema.isSchema(definition.params) ? definition.params : undefined),
     usage: definition.usage as ((result: unknown) => unknown) | undefined,
     estimate: definition.estimate as ((params: unknown) => unknown) | undefined
   }

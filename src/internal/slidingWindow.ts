@@ -50,6 +50,8 @@ export class SlidingWindow {
       if (this.offset === head.dates.length) {
         if (head.next === undefined) return
         this.head = head.next
+        // A place in an old block must not keep all that came after it.
+        head.next = undefined
         this.offset = 0
         continue
       }

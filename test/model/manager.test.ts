@@ -1,0 +1,586 @@
+/**
+ * Random sequences of operations on a manager, on virtual time, against the rules in `reference.ts`.
+ *
+ * A failure prints its seed. `SEED=<seed> RUNS=1` replays that sequence alone, with everything that was done;
+ * `SEED=<any> RUNS=<many>` looks at others.
+ */
+import { assert, describe, it } from "@effect/vitest"
+import { Clock, Context, Effect, Exit, Fiber, Latch, Layer, Scope, Stream } from "effect"
+import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+import { TestClock } from "effect/testing"
+import * as random from "./random.ts"
+import { errorOf, objection, type Options, type Plan, Reference, type Request, type Step, tagOf } from "./reference.ts"
+
+const firstSeed = Number(process.env["SEED"] ?? 1)
+const runs = Number(process.env["RUNS"] ?? 800)
+const mostOperations = 60
+const names = ["model-a", "model-b"]
+
+interface Result {
+  readonly id: string
+  readonly usage: ModelConfig.Usage
+}
+
+type Model = ModelConfig.ModelConfig<Plan, Result, string>
+
+interface Live {
+  readonly model: Model
+  readonly reference: Reference
+  readonly scope: Scope.Closeable
+}
+
+/**
+ * Requests that begin in the first queue may go on in both. Those that begin in the second stay there: two requests
+ * that each hold the last permit of one queue and wait for the other's would wait for ever, as with any two locks.
+ */
+const queuesFrom = (name: string) => name === names[0] ? names : names.slice(1)
+
+const makePlan = (choose: random.Random, queues: ReadonlyArray<string>, depth: number): Plan => {
+  const steps: Array<Step> = []
+  for (let i = choose.pick([0, 0, 1, 1, 2, 3]); i > 0; i--) {
+    const kind = depth < 3 ? choose.int(0, 9) : choose.int(0, 5)
+    if (kind <= 4) steps.push({ do: "sleep", millis: choose.int(0, 4000) })
+    else if (kind === 5) {
+      steps.push({ do: "report", tokens: { inputTokens: choose.int(0, 400), outputTokens: choose.int(0, 400) } })
+    } else if (kind <= 8) {
+      const queue = choose.pick(queues)
+      steps.push({ do: "submit", queue, waits: kind <= 7, plan: makePlan(choose, queues, depth + 1) })
+    } else steps.push({ do: "submitAndAwait", queue: choose.pick(queues), plan: makePlan(choose, queues, depth + 1) })
+  }
+  if (choose.chance(0.004)) steps.push({ do: "shutdown" })
+  return {
+    steps,
+    end: choose.pick([
+      "succeed",
+      "succeed",
+      "succeed",
+      "succeed",
+      "fail",
+      "die",
+      "interrupt",
+      "throw",
+      "never",
+      "stubborn"
+    ]),
+    usage: { inputTokens: choose.int(0, 500), outputTokens: choose.int(0, 500) }
+  }
+}
+
+const makeOptions = (choose: random.Random): Options => ({
+  limits: {
+    concurrent: choose.pick([undefined, 1, 1, 2, 3]),
+    requests: choose.pick([undefined, undefined, 2, 5]),
+    tokens: choose.pick([undefined, undefined, 1000]),
+    period: choose.pick([1000, 10_000, 60_000])
+  },
+  capacity: choose.pick([1, 2, 5, 10_000]),
+  strategy: choose.pick(["suspend", "suspend", "reject", "dropOldest"]),
+  retainCount: choose.pick([0, 1, 5, 1000]),
+  retainAge: choose.pick([5000, 60_000, 3_600_000]),
+  readsUsage: choose.chance(0.3)
+})
+
+const makeModel = (name: string, { limits, ...options }: Options): Model => {
+  const timePeriod = limits.period
+  const rateLimiters = [
+    ...(limits.concurrent === undefined ? [] : [RateLimiter.concurrent(limits.concurrent)]),
+    ...(limits.requests === undefined ? [] : [RateLimiter.rpm(limits.requests, { timePeriod })]),
+    ...(limits.tokens === undefined ? [] : [RateLimiter.tpm(limits.tokens, { timePeriod })])
+  ]
+  return ModelConfig.makeUntyped<Plan, Result, string>(name, {
+    rateLimiters: rateLimiters.length === 0 ? "unlimited" : rateLimiters,
+    capacity: options.capacity,
+    strategy: options.strategy,
+    retention: { count: options.retainCount, age: options.retainAge },
+    usage: options.readsUsage ? (result) => result.usage : undefined,
+    shutdown: { policy: "drain", deadline: 7000 }
+  })
+}
+
+const start = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkDetach(effect, { startImmediately: true })
+
+const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>) {
+  const choose = random.make(seed)
+  const clock = yield* Clock.Clock
+  const now = () => clock.currentTimeMillisUnsafe()
+  const managerScope = yield* Scope.make()
+  const manager = Context.get(
+    yield* Layer.buildWithScope(QueueManager.layerWith({ eventCapacity: 1_000_000 }), managerScope),
+    QueueManager.QueueManager
+  )
+  const live = new Map<string, Live>()
+  const byId = new Map<string, Request>()
+  const answers: Array<() => void> = []
+  /** Looked at after the answers to submissions, which say what was refused. */
+  const heard: Array<() => void> = []
+  const problems: Array<unknown> = []
+  const submitters = new Map<Request, Fiber.Fiber<unknown, unknown>>()
+  const waiters: Array<{ readonly request: Request; readonly fiber: Fiber.Fiber<unknown, unknown> }> = []
+  const closings: Array<{ readonly fiber: Fiber.Fiber<unknown>; readonly by: number }> = []
+  let hasShutDown = false
+  let ids = 0
+  let changes = 0
+  let release = yield* Latch.make()
+
+  const guarded = (f: () => void): void => {
+    try {
+      f()
+    } catch (problem) {
+      problems.push(problem)
+    }
+  }
+
+  yield* start(Stream.runForEach(manager.events, (event) =>
+    Effect.sync(() =>
+      guarded(() => {
+        changes++
+        trace.push(`    ${now()} ${event.modelId}/${event.requestId} ${event.status}`)
+        const request = byId.get(event.requestId) ?? objection(`event of unknown ${event.requestId}`)
+        request.reference.observe(event)
+      })
+    )))
+
+  // Submitting ------------------------------------------------------------------------------------------------------
+
+  const submit = (
+    name: string,
+    plan: Plan,
+    waits: boolean,
+    parent: Request | undefined,
+    options: { readonly timeout?: number; readonly processingTimeout?: number; readonly headStart?: number } = {}
+  ): { readonly request: Request | undefined; readonly effect: Effect.Effect<unknown, unknown> } => {
+    const target = live.get(name)
+    const id = `r${ids++}`
+    const tokens = { inputTokens: choose.int(0, 300), outputTokens: choose.int(0, 300) }
+    const tooLarge = choose.chance(0.02)
+    const malformed = choose.chance(0.02)
+    const model = target?.model ?? makeModel(name, makeOptions(choose))
+    const made = QueueRequest.make(model, {
+      id,
+      params: plan,
+      waitForCompletion: waits,
+      estimatedInputTokens: malformed ? Number.NaN : tooLarge ? 1001 : tokens.inputTokens,
+      estimatedOutputTokens: tokens.outputTokens,
+      timeout: options.timeout,
+      processingTimeout: options.processingTimeout,
+      priority: options.headStart === undefined ? undefined : options.headStart / 1000
+    })
+    const submission: Effect.Effect<unknown, unknown> = manager.submitRequest(made)
+    if (target === undefined) {
+      return {
+        request: undefined,
+        effect: Effect.onExit(
+          submission,
+          (exit) => Effect.sync(() => guarded(() => assert.strictEqual(tagOf(errorOf(exit)), "ModelNotRegistered")))
+        )
+      }
+    }
+    const { reference } = target
+    let nested = false
+    if (waits) { for (let a = parent; a !== undefined; a = a.parent) nested ||= a.reference === reference && a.alive }
+    const request: Request = {
+      id,
+      plan,
+      waits,
+      submittedAt: now(),
+      headStart: options.headStart ?? 0,
+      timeout: options.timeout ?? Number.POSITIVE_INFINITY,
+      processingTimeout: options.processingTimeout ?? Number.POSITIVE_INFINITY,
+      tokens: tooLarge ? { ...tokens, inputTokens: 1001 } : tokens,
+      malformed,
+      parent,
+      reference,
+      nested,
+      whileClosing: reference.closing,
+      status: "submitted",
+      accepted: -1,
+      acceptedAt: -1,
+      dispatchedAt: -1,
+      endedAt: -1,
+      ending: undefined,
+      cancelAsked: false,
+      left: false,
+      starts: 0,
+      startedAt: -1,
+      alive: false,
+      exit: undefined,
+      waitsFor: undefined,
+      usage: undefined,
+      reportedAt: -1
+    }
+    reference.requests.set(id, request)
+    byId.set(id, request)
+    const effect = submission.pipe(
+      Effect.onInterrupt(() =>
+        Effect.sync(() => {
+          request.left = true
+          if (waits) request.cancelAsked = true
+        })
+      ),
+      Effect.onExit((exit) =>
+        Effect.sync(() => {
+          changes++
+          answers.push(() => reference.answered(request, exit))
+        })
+      )
+    )
+    return { request, effect }
+  }
+
+  // What processors do ----------------------------------------------------------------------------------------------
+
+  const report = (request: Request, usage: ModelConfig.Usage): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      const { reference } = request
+      if (live.get(reference.name)?.reference !== reference) return Effect.void
+      const isForgotten = reference.isForgotten(request, now()) || request.status === "refused"
+      const expected = isForgotten ? "RequestNotFound" : reference.report(request, usage, now())
+      return Effect.flatMap(Effect.exit(manager.updateTokenUsage(reference.name, request.id, usage)), (exit) =>
+        Effect.sync(() =>
+          guarded(() => {
+            const answer = Exit.isSuccess(exit) ? exit.value : tagOf(errorOf(exit))
+            if (answer === "ModelNotRegistered" && reference.closing) {
+              return
+            }
+            if (expected !== undefined && !reference.mayBeForgotten(request, now())) {
+              assert.strictEqual(answer, expected, `report of ${request.id}`)
+            }
+          })
+        ))
+    })
+
+  const shutdown = (options: ModelConfig.Shutdown & { readonly deadline: number }) =>
+    Effect.suspend(() => {
+      hasShutDown = true
+      for (const { reference } of live.values()) reference.closing = true
+      return manager.shutdownAll(options)
+    })
+
+  const step = (current: Step, own: Request): Effect.Effect<unknown> => {
+    switch (current.do) {
+      case "sleep":
+        return Effect.sleep(current.millis)
+      case "report":
+        return report(own, current.tokens)
+      case "shutdown":
+        return shutdown({ policy: "drain", deadline: 3000 })
+      case "submit":
+        return Effect.suspend(() => {
+          const { effect, request } = submit(current.queue, current.plan, current.waits, own)
+          own.waitsFor = current.waits ? request : undefined
+          return Effect.exit(effect)
+        })
+      case "submitAndAwait":
+        return Effect.suspend(() => {
+          const { effect, request } = submit(current.queue, current.plan, false, own)
+          if (request === undefined) return Effect.exit(effect)
+          return Effect.exit(Effect.andThen(effect, () => {
+            for (let a: Request | undefined = own; a !== undefined; a = a.parent) {
+              if (a.reference === request.reference && a.alive) request.nested = true
+            }
+            own.waitsFor = request
+            return awaitEnd(request)
+          }))
+        })
+    }
+  }
+
+  const awaitEnd = (request: Request): Effect.Effect<unknown, unknown> =>
+    Effect.onExit(
+      Effect.suspend(() => manager.awaitCompletion(makeModelOf(request), request.id)),
+      (exit) =>
+        Effect.sync(() => {
+          changes++
+          const tag = tagOf(errorOf(exit))
+          heard.push(() => {
+            // Its end may have been forgotten before anybody asked, or its queue.
+            if (tag === "RequestNotFound" || tag === "ModelNotRegistered") return
+            if (Exit.isFailure(exit) && Exit.hasInterrupts(exit) && tag !== "ProcessingError") return
+            request.reference.heard(request, exit)
+          })
+        })
+    )
+
+  const makeModelOf = (request: Request): Model => makeModel(request.reference.name, request.reference.options)
+
+  const processor = (reference: Reference) => (made: QueueRequest.QueueRequest<Plan, Result, string, boolean>) => {
+    const request = reference.requests.get(made.id) ?? objection(`processing of unknown ${made.id}`)
+    const { plan } = request
+    request.starts++
+    request.startedAt = now()
+    changes++
+    if (plan.end === "throw" && plan.steps.length === 0) throw new Error("thrown")
+    const body: Effect.Effect<Result, string> = Effect.gen(function*() {
+      for (const current of plan.steps) {
+        yield* step(current, request)
+        request.waitsFor = undefined
+      }
+      const result = { id: request.id, usage: plan.usage }
+      switch (plan.end) {
+        case "succeed":
+          return result
+        case "fail":
+          return yield* Effect.fail("typed")
+        case "die":
+          return yield* Effect.die(new Error("died"))
+        case "interrupt":
+          return yield* Effect.interrupt
+        case "throw":
+          throw new Error("thrown")
+        case "never":
+          return yield* Effect.never
+        case "stubborn":
+          return yield* Effect.uninterruptible(Effect.as(release.await, result))
+      }
+    })
+    return Effect.acquireUseRelease(
+      Effect.sync(() => {
+        request.alive = true
+      }),
+      () => body,
+      (_, exit) =>
+        Effect.sync(() => {
+          changes++
+          request.alive = false
+          request.exit = exit
+          if (Exit.isSuccess(exit) && reference.options.readsUsage) reference.report(request, plan.usage, now())
+        })
+    )
+  }
+
+  // Looking ---------------------------------------------------------------------------------------------------------
+
+  /** Lets everything run that can without the passing of time. */
+  const settle = Effect.gen(function*() {
+    yield* TestClock.adjust(0)
+    let seen = -1
+    for (let quiet = 0; quiet < 12; quiet++) {
+      if (changes !== seen) quiet = 0
+      seen = changes
+      yield* Effect.yieldNow
+    }
+  })
+
+  const look = Effect.gen(function*() {
+    yield* settle
+    for (const answer of [...answers.splice(0), ...heard.splice(0)]) guarded(answer)
+    const infos = yield* manager.getAllQueuesInfo
+    for (const [name, { reference }] of live) {
+      const info = infos.get(name)
+      if (info === undefined) {
+        assert.isTrue(reference.closing, `${name} is gone`)
+        for (const request of reference.all) {
+          if (request.status === "submitted") objection(`${name}/${request.id} was never answered`)
+          if (request.status === "pending" || request.status === "processing") {
+            objection(`${name}/${request.id} is ${request.status}, and its queue is gone`)
+          }
+        }
+        live.delete(name)
+        continue
+      }
+      guarded(() => reference.check(info, now()))
+      const known = reference.all
+      if (known.length > 0) {
+        const request = choose.pick(known)
+        const status = yield* Effect.exit(manager.getStatus(name, request.id))
+        guarded(() => {
+          if (reference.mayBeForgotten(request, now())) return
+          if (request.status === "refused" || reference.isForgotten(request, now())) {
+            assert.strictEqual(tagOf(errorOf(status)), "RequestNotFound", `${name}/${request.id} is forgotten`)
+          } else {
+            const expected = request.status === "submitted" ? "pending" : request.status
+            assert(Exit.isSuccess(status), `${name}/${request.id} is known`)
+            assert.strictEqual(status.value.status, expected)
+          }
+        })
+      }
+    }
+    for (const { by, fiber } of closings) {
+      if (now() > by && fiber.pollUnsafe() === undefined) objection(`a closing is not over at ${now()}`)
+    }
+    for (const { fiber, request } of waiters) {
+      if (request.ending !== undefined && fiber.pollUnsafe() === undefined) objection(`${request.id}: a waiter hangs`)
+    }
+    for (const [request, fiber] of submitters) {
+      const isOver = request.ending !== undefined || (!request.waits && request.status !== "submitted")
+      if (isOver && fiber.pollUnsafe() === undefined) objection(`${request.id}: its submitter hangs`)
+    }
+    if (problems.length > 0) throw problems[0]
+  })
+
+  // Operations ------------------------------------------------------------------------------------------------------
+
+  const register = Effect.fnUntraced(function*(name: string) {
+    const options = makeOptions(choose)
+    const model = makeModel(name, options)
+    const reference = new Reference(name, options)
+    const scope = yield* Scope.make()
+    const exit = yield* Effect.exit(Scope.provide(manager.registerQueue(model, processor(reference)), scope))
+    trace.push(`register ${name} ${JSON.stringify(options)} ${exit._tag}`)
+    const expected = hasShutDown ? "QueueShutdown" : live.has(name) ? "ModelAlreadyRegistered" : undefined
+    assert.strictEqual(tagOf(errorOf(exit)), expected)
+    if (Exit.isSuccess(exit)) live.set(name, { model, reference, scope })
+  })
+
+  const submitOne = Effect.gen(function*() {
+    const name = choose.pick(names)
+    const waits = choose.chance(0.6)
+    const plan = makePlan(choose, queuesFrom(name), 0)
+    const options = {
+      ...(choose.chance(0.4) ? { timeout: choose.int(1, 8000) } : {}),
+      ...(choose.chance(0.3) ? { processingTimeout: choose.int(1, 5000) } : {}),
+      ...(choose.chance(0.3) ? { headStart: choose.int(-60, 60) * 1000 } : {})
+    }
+    const { effect, request } = submit(name, plan, waits, undefined, options)
+    trace.push(`submit ${name}/${request?.id} ${JSON.stringify({ waits, ...options, plan, tokens: request?.tokens })}`)
+    const fiber = yield* start(effect)
+    if (request !== undefined) submitters.set(request, fiber)
+  })
+
+  const pickRequest = () => {
+    const all = Array.from(live.values()).flatMap(({ reference }) => reference.all)
+    const recent = all.slice(-12)
+    return recent.length === 0 ? undefined : choose.pick(recent)
+  }
+
+  const cancel = Effect.fnUntraced(function*(request: Request) {
+    const { name } = request.reference
+    trace.push(`cancel ${name}/${request.id}`)
+    const before = request.status
+    const isForgotten = request.reference.isForgotten(request, now()) || before === "refused"
+    request.cancelAsked = true
+    const exit = yield* Effect.exit(manager.cancelRequest(name, request.id))
+    if (request.reference.mayBeForgotten(request, now())) return
+    if (isForgotten) assert.strictEqual(tagOf(errorOf(exit)), "RequestNotFound")
+    else {
+      assert(Exit.isSuccess(exit))
+      assert.strictEqual(exit.value, before === "submitted" || before === "pending" || before === "processing")
+    }
+  })
+
+  const operation = Effect.gen(function*() {
+    const kind = choose.int(0, 99)
+    if (kind < 38) return yield* submitOne
+    if (kind < 68) {
+      const millis = choose.pick([0, 1, choose.int(1, 500), choose.int(1, 5000), choose.int(1, 70_000)])
+      trace.push(`adjust ${millis}`)
+      return yield* TestClock.adjust(millis)
+    }
+    if (kind < 90) {
+      const request = pickRequest()
+      if (request === undefined) return
+      const { name } = request.reference
+      if (kind < 74) return yield* cancel(request)
+      if (kind < 79) {
+        const fiber = submitters.get(request)
+        if (fiber === undefined) return
+        trace.push(`interrupt the submitter of ${name}/${request.id}`)
+        return yield* Fiber.interrupt(fiber)
+      }
+      if (kind < 84) {
+        trace.push(`report ${name}/${request.id}`)
+        return yield* report(request, { inputTokens: choose.int(0, 900), outputTokens: choose.int(0, 900) })
+      }
+      if (kind < 86) {
+        const exit = yield* Effect.exit(
+          manager.updateTokenUsage(name, request.id, { inputTokens: -1, outputTokens: Number.NaN })
+        )
+        const tag = tagOf(errorOf(exit))
+        assert.isTrue(tag === "InvalidRequest" || tag === "RequestNotFound")
+        return
+      }
+      trace.push(`await ${name}/${request.id}`)
+      const fiber = yield* start(awaitEnd(request))
+      waiters.push({ request, fiber })
+      return
+    }
+    if (kind < 93) {
+      const waiting = waiters.filter(({ fiber }) => fiber.pollUnsafe() === undefined)
+      if (waiting.length === 0) return
+      const { fiber, request } = choose.pick(waiting)
+      trace.push(`interrupt a waiter of ${request.id}`)
+      return yield* Fiber.interrupt(fiber)
+    }
+    if (kind < 95) {
+      trace.push("release")
+      const latch = release
+      release = yield* Latch.make()
+      return yield* latch.open
+    }
+    if (kind < 97) return yield* register(choose.pick(names))
+    if (kind < 99) {
+      const entry = live.get(choose.pick(names))
+      if (entry === undefined) return
+      const { reference, scope } = entry
+      const closing = choose.chance(0.5) ? manager.unregisterQueue(reference.name) : Scope.close(scope, Exit.void)
+      trace.push(`close ${reference.name}`)
+      reference.closing = true
+      const fiber = yield* start(Effect.ignore(closing))
+      closings.push({ fiber, by: now() + 7001 })
+      return
+    }
+    if (choose.chance(0.7)) return
+    const deadline = choose.int(0, 10_000)
+    const policy = choose.pick(["drain", "finishRunning", "interrupt"] as const)
+    trace.push(`shutdownAll ${policy} ${deadline}`)
+    const fiber = yield* start(shutdown({ policy, deadline }))
+    closings.push({ fiber, by: now() + deadline + 1 })
+  })
+
+  for (const name of names) yield* register(name)
+  yield* look
+  for (let i = choose.int(10, mostOperations); i > 0; i--) {
+    yield* operation
+    yield* look
+  }
+
+  // Everything that can end does, without a shutdown: nothing hangs.
+  trace.push("the end")
+  yield* release.open
+  yield* look
+  for (let i = 0; i < 60; i++) {
+    yield* TestClock.adjust("3 minutes")
+    yield* look
+    for (const { reference } of live.values()) {
+      for (const request of reference.active) {
+        if (request.plan.end === "never" && request.alive && request.waitsFor === undefined) yield* cancel(request)
+      }
+    }
+    yield* look
+    if (Array.from(live.values()).every(({ reference }) => reference.active.length === 0)) break
+  }
+  for (const [name, { reference }] of live) reference.checkIdle(yield* manager.getQueueInfo(name), now())
+  yield* manager.shutdownAll({ policy: "drain" })
+  yield* Scope.close(managerScope, Exit.void)
+  for (const [request, fiber] of submitters) {
+    if (fiber.pollUnsafe() === undefined) objection(`${request.id}: its submitter hangs at the end`)
+  }
+  for (const { fiber, request } of waiters) {
+    if (fiber.pollUnsafe() === undefined) objection(`${request.id}: a waiter hangs at the end`)
+  }
+  return byId.size
+})
+
+describe("a manager under random operations", () => {
+  it.effect(`keeps every rule in ${runs} sequences`, () =>
+    Effect.gen(function*() {
+      let submitted = 0
+      for (let seed = firstSeed; seed < firstSeed + runs; seed++) {
+        const trace: Array<string> = []
+        // In a fiber of its own: one keeps the scheduler it began with, and the clock must see what its own wakes.
+        const exit = yield* Effect.forkChild(sequence(seed, trace)).pipe(
+          Effect.flatMap(Fiber.await),
+          Effect.provide(TestClock.layer())
+        )
+        if (Exit.isFailure(exit)) {
+          if (runs === 1) process.stdout.write(`${trace.join("\n")}\n`)
+          const error = errorOf(exit)
+          throw new Error(`SEED=${seed} RUNS=1 replays: ${error instanceof Error ? error.message : String(error)}`, {
+            cause: error
+          })
+        }
+        submitted += exit.value
+      }
+      assert.isAbove(submitted, runs)
+    }), 120_000)
+})

@@ -1,0 +1,429 @@
+/**
+ * What a queue must do, as plain data. It does not predict: it is told what was asked of the queue and what the queue
+ * says happened, in order, and objects to everything that the rules do not allow. It shares no code with the package.
+ */
+import { Cause, Duration, Exit } from "effect"
+import type { QueueManager, QueueResponse } from "effect-llm-queue"
+
+export interface Tokens {
+  readonly inputTokens: number
+  readonly outputTokens: number
+}
+
+export type Step =
+  | { readonly do: "sleep"; readonly millis: number }
+  | { readonly do: "submit"; readonly queue: string; readonly waits: boolean; readonly plan: Plan }
+  | { readonly do: "submitAndAwait"; readonly queue: string; readonly plan: Plan }
+  | { readonly do: "report"; readonly tokens: Tokens }
+  | { readonly do: "shutdown" }
+
+/** What the processor of a request will do. */
+export interface Plan {
+  readonly steps: ReadonlyArray<Step>
+  readonly end: "succeed" | "fail" | "die" | "interrupt" | "throw" | "never" | "stubborn"
+  readonly usage: Tokens
+}
+
+export interface Limits {
+  readonly concurrent: number | undefined
+  readonly requests: number | undefined
+  readonly tokens: number | undefined
+  readonly period: number
+}
+
+export interface Options {
+  readonly limits: Limits
+  readonly capacity: number
+  readonly strategy: "suspend" | "reject" | "dropOldest"
+  readonly retainCount: number
+  readonly retainAge: number
+  readonly readsUsage: boolean
+}
+
+export interface Request {
+  readonly id: string
+  readonly plan: Plan
+  readonly waits: boolean
+  readonly submittedAt: number
+  readonly headStart: number
+  readonly timeout: number
+  readonly processingTimeout: number
+  readonly tokens: Tokens
+  readonly malformed: boolean
+  readonly parent: Request | undefined
+  readonly reference: Reference
+  /** Waits for its result, or is waited for, inside a processor of its own queue. */
+  nested: boolean
+  readonly whileClosing: boolean
+  status: "submitted" | "refused" | QueueResponse.RequestStatus
+  /** Position in the order of acceptance. */
+  accepted: number
+  dispatchedAt: number
+  endedAt: number
+  ending: QueueResponse.QueueResponse<unknown, unknown> | undefined
+  /** Somebody asked for its cancellation, or interrupted who submitted it. */
+  cancelAsked: boolean
+  /** Its submitter was interrupted before it had an answer. */
+  left: boolean
+  starts: number
+  alive: boolean
+  exit: Exit.Exit<unknown, unknown> | undefined
+  /** What its processor waits for. */
+  waitsFor: Request | undefined
+  startedAt: number
+  acceptedAt: number
+  /** Its usage, as far as the queue took it, and when. */
+  usage: Tokens | undefined
+  reportedAt: number
+}
+
+export const objection = (message: string): never => {
+  throw new Error(message)
+}
+
+const must = (condition: boolean, message: () => string): void => {
+  if (!condition) objection(message())
+}
+
+export const errorOf = (exit: Exit.Exit<unknown, unknown>): unknown => {
+  if (Exit.isSuccess(exit)) return undefined
+  const fail = exit.cause.reasons.find(Cause.isFailReason)
+  return fail === undefined ? Cause.squash(exit.cause) : fail.error
+}
+
+export const tagOf = (error: unknown): unknown =>
+  typeof error === "object" && error !== null && "_tag" in error ? error._tag : error
+
+const isEnd = (status: Request["status"]): status is "completed" | "failed" | "cancelled" =>
+  status === "completed" || status === "failed" || status === "cancelled"
+
+const isBelow = (request: Request, ancestor: Request): boolean => {
+  for (let above = request.parent; above !== undefined; above = above.parent) if (above === ancestor) return true
+  return false
+}
+
+export class Reference {
+  readonly requests = new Map<string, Request>()
+  readonly ended: Array<Request> = []
+  /** Dispatched, newest last. */
+  readonly dispatched: Array<Request> = []
+  counts = { completed: 0, failed: 0, cancelled: 0 }
+  closing = false
+  private acceptances = 0
+
+  readonly name: string
+  readonly options: Options
+
+  constructor(name: string, options: Options) {
+    this.name = name
+    this.options = options
+  }
+
+  get all(): ReadonlyArray<Request> {
+    return Array.from(this.requests.values())
+  }
+
+  get active(): ReadonlyArray<Request> {
+    return this.all.filter((request) => request.status === "pending" || request.status === "processing")
+  }
+
+  get waiting(): ReadonlyArray<Request> {
+    return this.all.filter((request) => request.status === "pending").toSorted((a, b) => a.accepted - b.accepted)
+  }
+
+  get alive(): ReadonlyArray<Request> {
+    return this.all.filter((request) => request.alive)
+  }
+
+  isForgotten(request: Request, now: number): boolean {
+    const index = this.ended.indexOf(request)
+    return index >= 0 && (index < this.ended.length - this.options.retainCount
+      || request.endedAt + this.options.retainAge <= now)
+  }
+
+  /** After a shutdown statuses stay as they are, so an old one may or may not be there. */
+  mayBeForgotten(request: Request, now: number): boolean {
+    return this.closing && this.isForgotten(request, now)
+  }
+
+  // What the queue says ---------------------------------------------------------------------------------------------
+
+  observe(event: QueueResponse.QueueResponse<unknown, unknown>): void {
+    const request = this.requests.get(event.requestId) ?? objection(`event of an unknown request ${event.requestId}`)
+    const at = (what: string) => `${this.name}/${request.id} ${request.status} -> ${event.status}: ${what}`
+    must(event.createdAt === request.submittedAt, () => at("createdAt"))
+    const queueTime = Duration.toMillis(event.queueTime)
+    const processingTime = Duration.toMillis(event.processingTime)
+    if (event.status === "pending") {
+      must(request.status === "submitted", () => at("not forward"))
+      must(!request.whileClosing || request.nested, () => at("accepted while closing"))
+      must(!request.malformed, () => at("accepted and malformed"))
+      request.status = "pending"
+      request.accepted = this.acceptances++
+      request.acceptedAt = request.submittedAt + queueTime
+      return
+    }
+    if (event.status === "processing") {
+      must(request.status === "pending", () => at("not forward"))
+      request.status = "processing"
+      request.dispatchedAt = request.submittedAt + queueTime
+      must(event.attempts === 1, () => at("attempts"))
+      this.dispatch(request, at)
+      return
+    }
+    must(request.status === "pending" || request.status === "processing", () => at("not forward"))
+    const wasDispatched = request.status === "processing"
+    request.status = event.status
+    request.endedAt = request.submittedAt + queueTime + processingTime
+    request.ending = event
+    if (wasDispatched) must(request.dispatchedAt === request.submittedAt + queueTime, () => at("queueTime"))
+    else must(processingTime === 0 && event.attempts === 0, () => at("never processed"))
+    this.ended.push(request)
+    this.counts[event.status]++
+    this.justify(request, event, wasDispatched, at)
+  }
+
+  /** A dispatch keeps every window, and the order. */
+  private dispatch(request: Request, at: (what: string) => string): void {
+    const now = request.dispatchedAt
+    this.dispatched.push(request)
+    const { requests, tokens } = this.options.limits
+    const used = this.used(now)
+    if (requests !== undefined) must(used.requests <= requests, () => at(`over ${requests} requests`))
+    if (tokens !== undefined) must(this.leastTokens(now) <= tokens, () => at(`over ${tokens} tokens`))
+    if (request.nested) return
+    const key = (other: Request) => other.submittedAt - other.headStart
+    for (const other of this.waiting) {
+      // One that was accepted at this very instant may have come a moment later.
+      if (other.nested || other.acceptedAt === now) continue
+      must(
+        key(request) < key(other) || (key(request) === key(other) && request.accepted < other.accepted),
+        () => at(`before ${other.id}`)
+      )
+    }
+  }
+
+  private justify(
+    request: Request,
+    event: QueueResponse.QueueResponse<unknown, unknown>,
+    wasDispatched: boolean,
+    at: (what: string) => string
+  ): void {
+    if (event.status === "completed") {
+      must(request.exit !== undefined && Exit.isSuccess(request.exit), () => at("its processor has no result"))
+      must(request.exit?._tag === "Success" && request.exit.value === event.result, () => at("another's result"))
+      return
+    }
+    if (event.status === "cancelled") {
+      must(request.cancelAsked, () => at("nobody asked"))
+      return
+    }
+    if (event.status !== "failed") return
+    const error = errorOf(Exit.failCause(event.cause))
+    switch (tagOf(error)) {
+      case "typed":
+        return must(wasDispatched && request.plan.end === "fail", () => at("did not fail"))
+      case "ProcessingError":
+        return must(
+          wasDispatched && ["die", "interrupt", "throw"].includes(request.plan.end),
+          () => at(`did not break: ${String(error)}`)
+        )
+      case "QueueTimeout":
+        return must(
+          request.endedAt === request.submittedAt + request.timeout
+            || (wasDispatched && request.endedAt === request.dispatchedAt + request.processingTimeout),
+          () => at(`timed out at ${request.endedAt}, dispatched at ${request.dispatchedAt}`)
+        )
+      case "QueueFull":
+        return must(!wasDispatched && this.options.strategy === "dropOldest", () => at("dropped"))
+      case "QueueShutdown":
+        return must(this.closing, () => at("not closing"))
+      default:
+        return objection(at(`unexpected ${String(error)}`))
+    }
+  }
+
+  // What submitters and other callers hear --------------------------------------------------------------------------
+
+  /** The answer to a submission; called once all events so far were observed. */
+  answered(request: Request, exit: Exit.Exit<unknown, unknown>): void {
+    const at = (what: string) => `${this.name}/${request.id} was answered ${String(exit)}: ${what}`
+    const error = errorOf(exit)
+    if (Exit.isFailure(exit) && Cause.hasInterruptsOnly(exit.cause)) {
+      must(request.left || request.cancelAsked, () => at("nobody interrupted it"))
+      if (request.status === "submitted") request.status = "refused"
+      return
+    }
+    if (request.status === "submitted") {
+      request.status = "refused"
+      const tokens = request.tokens.inputTokens + request.tokens.outputTokens
+      switch (tagOf(error)) {
+        case "InvalidRequest":
+          return must(request.malformed, () => at("it is well formed"))
+        case "RequestTooLarge":
+          return must(tokens > (this.options.limits.tokens ?? Number.POSITIVE_INFINITY), () => at("it fits"))
+        case "QueueShutdown":
+        case "ModelNotRegistered":
+          return must(this.closing, () => at("not closing"))
+        case "QueueFull":
+          return must(
+            this.options.strategy === "reject" || !request.waits,
+            () => at("the queue suspends")
+          )
+        case "QueueTimeout":
+          return must(request.waits && Number.isFinite(request.timeout), () => at("it has no timeout"))
+        case "RequestCancelled":
+          return must(request.cancelAsked, () => at("nobody asked"))
+        default:
+          return objection(at("unexpected"))
+      }
+    }
+    if (!request.waits) return must(Exit.isSuccess(exit), () => at("it was accepted"))
+    this.heard(request, exit)
+  }
+
+  /** A waiter's answer is the request's end. */
+  heard(request: Request, exit: Exit.Exit<unknown, unknown>): void {
+    const at = (what: string) => `${this.name}/${request.id} ${request.status} told ${String(exit)}: ${what}`
+    const { ending } = request
+    // It waited for room, and was never accepted.
+    if (request.status === "refused") return must(Exit.isFailure(exit), () => at("it was refused"))
+    if (ending === undefined) return objection(at("it has not ended"))
+    switch (ending.status) {
+      case "completed":
+        return must(
+          Exit.isSuccess(exit) && typeof exit.value === "object" && exit.value !== null && "result" in exit.value
+            && exit.value.result === ending.result,
+          () => at("another result")
+        )
+      case "failed":
+        return must(
+          Exit.isFailure(exit) && tagOf(errorOf(exit)) === tagOf(errorOf(Exit.failCause(ending.cause))),
+          () => at("another failure")
+        )
+      case "cancelled":
+        return must(tagOf(errorOf(exit)) === "RequestCancelled", () => at("another failure"))
+      default:
+        return objection(at("no end"))
+    }
+  }
+
+  // Charges ---------------------------------------------------------------------------------------------------------
+
+  used(now: number): { readonly requests: number; readonly tokens: number } {
+    const charged = this.dispatched.filter((request) => request.dispatchedAt + this.options.limits.period > now)
+    return { requests: charged.length, tokens: charged.reduce((sum, request) => sum + this.charge(request, now), 0) }
+  }
+
+  /** A report of this very instant may have come before or after. */
+  private leastTokens(now: number): number {
+    return this.dispatched.filter((request) => request.dispatchedAt + this.options.limits.period > now).reduce(
+      (sum, request) =>
+        sum + (request.reportedAt === now
+          ? Math.min(this.charge(request, now), request.tokens.inputTokens + request.tokens.outputTokens)
+          : this.charge(request, now)),
+      0
+    )
+  }
+
+  private charge(request: Request, now: number): number {
+    const { tokens, usage } = request
+    const estimate = tokens.inputTokens + tokens.outputTokens
+    return usage === undefined || request.reportedAt > now ? estimate : usage.inputTokens + usage.outputTokens
+  }
+
+  /** Takes a usage report; says what the queue must answer, or `undefined` when more than one answer is right. */
+  report(request: Request, usage: Tokens, now: number): string | undefined {
+    if (request.startedAt < 0) return "InvalidRequest"
+    if (request.usage !== undefined) return "alreadySettled"
+    const { limits } = this.options
+    const inWindow = request.startedAt + limits.period > now
+    if (limits.tokens !== undefined && !inWindow) return "expired"
+    request.usage = usage
+    request.reportedAt = now
+    if (limits.tokens !== undefined || inWindow || limits.requests === undefined) return "settled"
+    request.usage = undefined
+    return undefined
+  }
+
+  // The state of the queue when nothing moves any more --------------------------------------------------------------
+
+  check(info: QueueManager.QueueInfo, now: number): void {
+    const at = (what: string) => `${this.name} at ${now}: ${what} ${JSON.stringify(info)}`
+    const { limits } = this.options
+    for (const request of this.all) {
+      const on = (what: string) => at(`${request.id} ${request.status} ${what}`)
+      must(request.starts <= 1, () => on("started twice"))
+      const isActive = request.status === "pending" || request.status === "processing"
+      if (request.status === "submitted" || isActive) {
+        must(request.submittedAt + request.timeout > now, () => on("is past its timeout"))
+      }
+      if (request.status === "processing") {
+        must(request.dispatchedAt + request.processingTimeout > now, () => on("is past its processingTimeout"))
+        must(request.alive, () => on("has no processor"))
+      }
+    }
+    const suspended = this.all.filter((request) => request.status === "submitted")
+    const expected = {
+      depth: this.waiting.length,
+      suspended: suspended.length,
+      running: this.alive.length,
+      ...this.counts
+    }
+    for (const [name, count] of Object.entries(expected)) {
+      must(info[name as keyof typeof expected] === count, () => at(`expected ${name} ${count}`))
+    }
+    const room = this.waiting.filter((request) => !request.nested).length < this.options.capacity
+    must(!room || suspended.length === 0, () => at("there is room for what is suspended"))
+    must(this.options.strategy === "suspend" || suspended.length === 0, () => at("nothing may be suspended"))
+    const used = this.used(now)
+    let free = Number.POSITIVE_INFINITY
+    for (const usage of info.rateLimiters) {
+      if (usage.type === "rpm") must(usage.used === used.requests, () => at(`expected ${used.requests} requests`))
+      else if (usage.type === "tpm") must(usage.used === used.tokens, () => at(`expected ${used.tokens} tokens`))
+      else {
+        free = usage.limit - usage.used
+        must(free >= 0, () => at("too many permits"))
+        const nested = this.alive.filter((request) => request.nested).length
+        must(usage.used <= this.alive.length && usage.used >= this.alive.length - nested, () => at("permits"))
+      }
+    }
+    // Nothing that could go is waiting.
+    const fits = (request: Request) =>
+      used.requests + 1 <= (limits.requests ?? Number.POSITIVE_INFINITY)
+      && used.tokens + request.tokens.inputTokens + request.tokens.outputTokens
+        <= (limits.tokens ?? Number.POSITIVE_INFINITY)
+    const nested = this.waiting.filter((request) => request.nested)
+    if (nested.length === 0) {
+      const head = this.waiting.toSorted((a, b) =>
+        a.submittedAt - a.headStart - (b.submittedAt - b.headStart) || a.accepted - b.accepted
+      )[0]
+      must(head === undefined || free < 1 || !fits(head), () =>
+        at(`${head?.id} could go`))
+    }
+    for (const request of nested) {
+      const { parent } = request
+      const isAwaited = parent?.alive === true && parent.reference === this && parent.waitsFor === request
+        && !this.alive.some((other) => other.nested && isBelow(other, parent))
+      must(
+        nested.length > 1 || !fits(request) || (free < 1 && !isAwaited),
+        () => at(`${request.id} could go, and ${parent?.id} waits for it`)
+      )
+    }
+  }
+
+  /** The end of all: nothing is active, nothing is held. */
+  checkIdle(info: QueueManager.QueueInfo, now: number): void {
+    this.check(info, now)
+    for (const request of this.all) {
+      must(
+        isEnd(request.status) || request.status === "refused",
+        () => `${this.name}/${request.id} is ${request.status} at the end: ${JSON.stringify(request.plan)}`
+      )
+    }
+    must(info.running === 0, () => `${this.name}: ${info.running} still running`)
+    for (const usage of info.rateLimiters) {
+      if (usage.type === "concurrent") must(usage.used === 0, () => `${this.name}: permits are missing`)
+    }
+  }
+}
