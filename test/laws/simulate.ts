@@ -16,7 +16,7 @@ interface Result {
   readonly usage: ModelConfig.Usage | undefined
 }
 
-export interface Report {
+interface Report {
   readonly problems: ReadonlyArray<string>
   readonly log: ReadonlyArray<string>
   readonly steps: number

@@ -24,7 +24,7 @@ export interface Plan {
   readonly usage: Tokens
 }
 
-export interface Limits {
+interface Limits {
   readonly concurrent: number | undefined
   readonly requests: number | undefined
   readonly tokens: number | undefined

@@ -20,7 +20,7 @@ export type Action =
   /** All at the same time. */
   | { readonly _tag: "Together"; readonly actions: ReadonlyArray<Action> }
 
-export type Closing =
+type Closing =
   | { readonly _tag: "ShutdownAll"; readonly options: Required<ModelConfig.Shutdown> | undefined }
   | { readonly _tag: "Unregister" }
   | { readonly _tag: "CloseRegistration" }

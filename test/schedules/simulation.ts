@@ -342,7 +342,7 @@ const simulate = Effect.fnUntraced(function*(
 const yields = [0, 0.05, 0.2]
 
 /** Runs the plan of a seed under the schedule of the same seed. */
-export const run = Effect.fnUntraced(function*(name: string, makePlan: (random: Random) => Plan, seed: number) {
+const run = Effect.fnUntraced(function*(name: string, makePlan: (random: Random) => Plan, seed: number) {
   const plan = makePlan(random(seed))
   const exact = Math.floor(seed / yields.length) % 4 !== 3
   const scheduler = new SeededScheduler({
