@@ -18,6 +18,7 @@ import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
 import * as QueueError from "../QueueError.ts"
+import type * as QueueManager from "../QueueManager.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
 import * as RateLimiter from "../RateLimiter.ts"
 import {
@@ -60,26 +61,12 @@ export interface ModelQueue {
     id: string,
     usage: unknown
   ) => Effect.Effect<RateLimiter.Settlement, QueueError.RequestNotFound | QueueError.InvalidRequest>
-  readonly info: Effect.Effect<QueueInfo>
+  readonly info: Effect.Effect<QueueManager.QueueInfo>
   /** Refuses requests from now on; nobody is told yet. Several queues that close together stop before any tells. */
   readonly stop: (options: settings.ShutdownSettings) => void
   /** Stops, and ends when everything has ended, or at the deadline. Idempotent. */
   readonly close: (options: settings.ShutdownSettings) => Effect.Effect<void>
   readonly shutdown: settings.ShutdownSettings
-}
-
-/** What is known about a queue. Its public name and docs are in `QueueManager`. */
-export interface QueueInfo {
-  readonly modelId: string
-  readonly state: "open" | "closing" | "closed"
-  readonly capacity: number
-  readonly depth: number
-  readonly suspended: number
-  readonly running: number
-  readonly completed: number
-  readonly failed: number
-  readonly cancelled: number
-  readonly rateLimiters: ReadonlyArray<RateLimiter.Usage>
 }
 
 /** Wakes the dispatcher without bringing a request. */
@@ -129,7 +116,7 @@ export const make = Effect.fnUntraced(function*(
   let completed = 0
   let failed = 0
   let cancelled = 0
-  let state: QueueInfo["state"] = "open"
+  let state: QueueManager.QueueInfo["state"] = "open"
   let draining = false
   let woken = false
   let nextDue = Number.POSITIVE_INFINITY
