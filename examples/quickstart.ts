@@ -144,7 +144,8 @@ const progress = Effect.gen(function*() {
       return `${info.modelId}: ${info.completed} done, ${info.running} running, ${info.depth} waiting, `
         + `${limit.used}/${limit.limit} ${limit.type}`
     }).join(" | ")
-    stdout.write(stdout.isTTY ? `\r\x1b[K${seconds} s  ${line}` : `${seconds} s  ${line}\n`)
+    const text = `${seconds} s  ${line}`
+    stdout.write(stdout.isTTY ? `\r\x1b[K${text.slice(0, stdout.columns - 1)}` : `${text}\n`)
     yield* Effect.sleep(stdout.isTTY ? "100 millis" : "2 seconds")
   }
 })
