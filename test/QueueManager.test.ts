@@ -18,7 +18,7 @@ import {
   Stream
 } from "effect"
 import type { Tracer } from "effect"
-import type { QueueResponse } from "effect-llm-queue"
+import type { QueueError, QueueResponse } from "effect-llm-queue"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 
@@ -603,6 +603,35 @@ describe("QueueManager", () => {
   })
 
   describe("nested requests", () => {
+    it.effect("a chain of any length ends, and is cancelled, without filling the stack", () =>
+      Effect.gen(function*() {
+        const manager = yield* QueueManager.QueueManager
+        const length = 3000
+        const bottom = yield* Latch.make()
+        const Model = ModelConfig.makeUntyped<number, number, QueueError.SubmitError>("chain", { rateLimiters: one })
+        let depth = 0
+        yield* manager.registerQueue(Model, ({ params }) => {
+          depth++
+          return params === 0
+            ? Effect.as(bottom.await, 0)
+            : Effect.map(manager.submit(Model, params - 1), ({ result }) => result + 1)
+        })
+        const untilBottom = Effect.repeat(Effect.yieldNow, { until: () => depth > length })
+        const cancelled = yield* start(manager.submit(Model, length))
+        yield* untilBottom
+        yield* Fiber.interrupt(cancelled)
+        yield* Effect.repeat(Effect.andThen(Effect.yieldNow, manager.getQueueInfo(Model)), {
+          until: ({ running }) => running === 0
+        })
+        assert.strictEqual((yield* manager.getQueueInfo(Model)).rateLimiters[0]?.used, 0)
+
+        depth = 0
+        const ends = yield* start(manager.submit(Model, length))
+        yield* untilBottom
+        yield* bottom.open
+        assert.strictEqual((yield* Fiber.join(ends)).result, length)
+      }).pipe(Effect.provide(Manager)))
+
     it.effect("a chain of requests to one queue runs on a single permit", () =>
       Effect.gen(function*() {
         const manager = yield* QueueManager.QueueManager

@@ -83,6 +83,31 @@ export const unstoppable = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Eff
     )
   )
 
+/** How many calls of `outside` are on the stack. */
+let depth = 0
+const maxDepth = 32
+
+/**
+ * Runs what may run somebody's code at once, which may come back here: a waiter that is told may end a request that
+ * another one waits for, and so on. A chain of any length must not fill the stack.
+ */
+const outside = (f: () => void): void => {
+  if (depth === maxDepth) {
+    Effect.runFork(Effect.andThen(Effect.yieldNow, Effect.sync(() => outside(f))))
+    return
+  }
+  depth++
+  try {
+    f()
+  } finally {
+    depth--
+  }
+}
+
+const tell = (deferred: Deferred.Deferred<Entry> | undefined, entry: Entry): void => {
+  if (deferred !== undefined) outside(() => Deferred.doneUnsafe(deferred, Exit.succeed(entry)))
+}
+
 /** The shortest sleep, in milliseconds: any clock moves on by it, whatever the rounding of its readings. */
 const resolution = 0.001
 
@@ -161,7 +186,7 @@ export const make = Effect.fnUntraced(function*(
     if (!entry.nested) counted++
     Queue.offerUnsafe(intake, entry)
     publish(() => response(entry, now()))
-    if (entry.accepted !== undefined) Deferred.doneUnsafe(entry.accepted, Exit.succeed(entry))
+    tell(entry.accepted, entry)
   }
 
   const leaveWaiting = (entry: Entry) => {
@@ -251,8 +276,8 @@ export const make = Effect.fnUntraced(function*(
     }
     admitSuspended()
     checkDrained()
-    if (entry.accepted !== undefined) Deferred.doneUnsafe(entry.accepted, Exit.succeed(entry))
-    if (entry.done !== undefined) Deferred.doneUnsafe(entry.done, Exit.succeed(entry))
+    tell(entry.accepted, entry)
+    tell(entry.done, entry)
     return true
   }
 
@@ -262,7 +287,8 @@ export const make = Effect.fnUntraced(function*(
   /** Ends an entry before its processor has, and interrupts that. */
   const abort = (entry: Entry, outcome: Outcome): boolean => {
     if (!end(entry, outcome)) return false
-    if (entry.fiber !== undefined) entry.fiber.interruptUnsafe()
+    const { fiber } = entry
+    if (fiber !== undefined) outside(() => fiber.interruptUnsafe())
     return true
   }
 
