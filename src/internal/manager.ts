@@ -8,7 +8,8 @@ import * as QueueError from "../QueueError.ts"
 import type * as QueueManager from "../QueueManager.ts"
 import * as QueueRequest from "../QueueRequest.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
-import type { AnyModel, AnyRequest, ProcessorFailure, Snapshot } from "./entry.ts"
+import * as RateLimiter from "../RateLimiter.ts"
+import type { AnyModel, AnyRequest, Failure, ProcessorFailure, Snapshot } from "./entry.ts"
 import * as modelQueue from "./modelQueue.ts"
 import * as settings from "./settings.ts"
 
@@ -61,7 +62,11 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
   if (optionProblems.length > 0) {
     yield* Effect.logWarning("Options of the queue manager are wrong, and left at their defaults", ...optionProblems)
   }
+  // The manager's, not the registering fiber's: it is provided where the limits are shared.
+  const limiters = yield* RateLimiter.RateLimiter
   const queues = new Map<string, modelQueue.ModelQueue>()
+  /** Queues registered together, less those that have closed: all that their scope's finalizer keeps. */
+  const groups = new Map<modelQueue.ModelQueue, Set<modelQueue.ModelQueue>>()
   /** Ids whose registration has begun. */
   const claimed = new Set<string>()
   const readers = new Set<Queue.Queue<Snapshot, Cause.Done>>()
@@ -124,6 +129,8 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
         queues.delete(queue.modelId)
         claimed.delete(queue.modelId)
         letGo(queue.modelId)
+        groups.get(queue)?.delete(queue)
+        groups.delete(queue)
       }
     }))
 
@@ -154,7 +161,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
       configs,
       (config, index) =>
         Effect.map(
-          modelQueue.make(config, registrations[index]!.processor, publish),
+          modelQueue.make(config, registrations[index]!.processor, limiters, publish),
           (queue) => made.push(queue)
         ),
       { discard: true }
@@ -166,13 +173,15 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
       yield* undo()
       return yield* new QueueError.QueueShutdown({ modelId: made[0].modelId, requestId: undefined })
     }
+    const group = new Set(made)
     for (const queue of made) {
       queues.set(queue.modelId, queue)
+      groups.set(queue, group)
       yield* hold(queue.modelId)
     }
     yield* Scope.addFinalizer(
       scope,
-      closeAndForget(made)
+      Effect.suspend(() => closeAndForget(Array.from(group)))
     )
   }, Effect.uninterruptible)
 
@@ -201,10 +210,13 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
   // Service
   // ---------------------------------------------------------------------------------------------------------------
 
-  const submitRequest = Effect.fn("QueueManager.submitRequest")(function*(request: AnyRequest) {
-    const queue = yield* queueOf(request.model)
-    return yield* request.waitForCompletion ? queue.submit(request) : queue.accept(request)
-  })
+  const submitRequest = Effect.fn("QueueManager.submitRequest")((request: AnyRequest) =>
+    Effect.flatMap(
+      queueOf(request.model),
+      (queue): Effect.Effect<Snapshot, Failure> =>
+        request.waitForCompletion ? queue.submit(request) : queue.accept(request)
+    )
+  )
 
   return typed({
     registerQueue: (model: AnyModel, processor: modelQueue.Processor) =>

@@ -20,7 +20,7 @@ import * as Tracer from "effect/Tracer"
 import * as QueueError from "../QueueError.ts"
 import type * as QueueManager from "../QueueManager.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
-import * as RateLimiter from "../RateLimiter.ts"
+import type * as RateLimiter from "../RateLimiter.ts"
 import {
   type AnyRequest,
   CurrentEntry,
@@ -114,6 +114,7 @@ const resolution = 0.001
 export const make = Effect.fnUntraced(function*(
   config: settings.Settings,
   processor: Processor,
+  limiters: (typeof RateLimiter.RateLimiter)["Service"],
   publish: (snapshot: () => Snapshot) => void
 ) {
   const { modelId } = config
@@ -121,7 +122,7 @@ export const make = Effect.fnUntraced(function*(
   const clock = yield* Clock.Clock
   const now = time.monotonic(clock)
   const scope = yield* Scope.make()
-  const limiter = yield* (yield* RateLimiter.RateLimiter).make(modelId, config.limits).pipe(Scope.provide(scope))
+  const limiter = yield* limiters.make(modelId, config.limits).pipe(Scope.provide(scope))
   const intake = yield* Queue.unbounded<Entry | typeof wakeUp>()
   const bell = yield* Queue.sliding<void>(1)
   const drained = yield* Deferred.make<void>()
@@ -259,7 +260,9 @@ export const make = Effect.fnUntraced(function*(
     entry.endedAt = now()
     if (entry.deadline !== undefined) deadlines.remove(entry.deadline)
     // The parameters may be large, and secret: they are kept no longer than the processor needs them.
-    if (entry.fiber === undefined) entry.request = entry.span = undefined
+    if (entry.fiber === undefined) entry.request = entry.span = entry.parent = undefined
+    // It runs on nobody's permit from now on, and must not keep those who waited for it, nor those they waited for.
+    entry.awaitedBy.length = 0
     if (entry.state === "suspended") {
       suspended.remove(entry)
       entries.delete(entry.id)
@@ -275,9 +278,9 @@ export const make = Effect.fnUntraced(function*(
       publish(() => response(entry, now()))
     }
     admitSuspended()
-    checkDrained()
     tell(entry.accepted, entry)
     tell(entry.done, entry)
+    checkDrained()
     return true
   }
 
@@ -660,11 +663,14 @@ export const make = Effect.fnUntraced(function*(
   const admitNext = Effect.fnUntraced(function*() {
     // What is being processed may wait for nested requests, so these go first. One that lacks a permit holds back
     // nobody: its siblings have it, and may in turn wait for a nested request behind it.
+    let hasPermit = true
     for (const entry of nested.size === 0 ? [] : Array.from(nested)) {
       if (entry.outcome !== undefined) continue
-      let admission = yield* limiter.admit(entry.tokens, true)
+      let admission = hasPermit ? yield* limiter.admit(entry.tokens, true) : undefined
       let lender: Entry | undefined
-      if (admission._tag === "Blocked" && admission.by === "concurrent") {
+      if (admission === undefined || (admission._tag === "Blocked" && admission.by === "concurrent")) {
+        // Then there is none for the others either: the limiter, which may be far away, is asked once.
+        hasPermit = false
         lender = lenderOf(entry)
         if (lender === undefined) continue
         admission = yield* limiter.admit(entry.tokens, false)
@@ -720,12 +726,15 @@ export const make = Effect.fnUntraced(function*(
     }
   })
 
-  /** These loops hold everybody up when they die, which only a foreign limiter or clock can make them do. */
+  /**
+   * These loops hold everybody up when they end, which only a foreign limiter or clock can make them do: by dying, or by
+   * an interruption that is not this fiber's own (which no handler sees).
+   */
   const supervised = (loop: Effect.Effect<void>): Effect.Effect<void> =>
-    Effect.catchDefect(
+    Effect.catchCause(
       loop,
-      (defect) =>
-        Effect.logError(`A fiber of the queue of model ${modelId} died and starts again in a second`, defect).pipe(
+      (cause) =>
+        Effect.logError(`A fiber of the queue of model ${modelId} ended and starts again in a second`, cause).pipe(
           Effect.delay("1 second"),
           Effect.andThen(supervised(loop))
         )
@@ -756,17 +765,20 @@ export const make = Effect.fnUntraced(function*(
         setDeadline(entry, Math.min(entry.closesAt, entry.deadline?.key ?? Number.POSITIVE_INFINITY))
       }
       stop(options)
+      const until = now() + options.deadline
       while (suspended.first !== undefined) abort(suspended.first, shutdownOf(suspended.first))
       if (!draining) { while (waiting.first !== undefined) abort(waiting.first, shutdownOf(waiting.first)) }
       if (options.policy === "interrupt") abortAll(running)
       checkDrained()
-      if (options.deadline > 0) yield* sleepUntilOr(now() + options.deadline, Deferred.await(drained))
+      if (options.deadline > 0) yield* sleepUntilOr(until, Deferred.await(drained))
       while (waiting.first !== undefined) abort(waiting.first, shutdownOf(waiting.first))
       abortAll(running)
       state = "closed"
       Deferred.doneUnsafe(drained, Exit.void)
       due(now())
-      yield* Scope.close(scope, Exit.void)
+      // It waits for the dispatcher, and so for a foreign limiter that may never answer: no longer than the deadline.
+      const released = yield* Effect.forkDetach(Scope.close(scope, Exit.void), { startImmediately: true })
+      if (until > now()) yield* sleepUntilOr(until, Fiber.await(released))
     }))
 
   // ---------------------------------------------------------------------------------------------------------------
@@ -798,7 +810,11 @@ export const make = Effect.fnUntraced(function*(
           return Effect.acquireUseRelease(
             Effect.sync(() => adopt(entry, current)),
             () => awaitEnd(entry),
-            (adopted) => Effect.sync(() => adopted && entry.awaitedBy.splice(entry.awaitedBy.indexOf(current), 1))
+            (adopted) =>
+              Effect.sync(() => {
+                const index = adopted ? entry.awaitedBy.indexOf(current) : -1
+                if (index >= 0) entry.awaitedBy.splice(index, 1)
+              })
           )
         })
       ),
