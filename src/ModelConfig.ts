@@ -118,12 +118,6 @@ export interface Options<P, A> {
  */
 export type Limits =
   | {
-    readonly rateLimiters: ReadonlyArray<RateLimiter.Config> | "unlimited"
-    readonly rateLimit?: never
-    readonly rateLimiterMode?: never
-    readonly timePeriod?: never
-  }
-  | {
     /** Requests in any `timePeriod`. */
     readonly rateLimit: number
     readonly rateLimiterMode?: "requests_per_period" | undefined
@@ -137,6 +131,12 @@ export type Limits =
     readonly rateLimiterMode: "concurrent_requests"
     readonly timePeriod?: never
     readonly rateLimiters?: never
+  }
+  | {
+    readonly rateLimiters: ReadonlyArray<RateLimiter.Config> | "unlimited"
+    readonly rateLimit?: never
+    readonly rateLimiterMode?: never
+    readonly timePeriod?: never
   }
 
 /**
@@ -181,7 +181,7 @@ export type Definition =
   & Limits
 
 /**
- * A schema whose decoding needs no services: a stored request has none to be decoded with.
+ * A schema whose decoding needs no services.
  *
  * @category models
  * @since 0.1.0
@@ -220,6 +220,11 @@ const fields = <P, A, E>(
  * Makes a model from schemas. Nothing is checked yet: a configuration that cannot work fails the registration with
  * `InvalidConfiguration`.
  *
+ * **Details**
+ *
+ * Parameters are checked at submission. Results and errors are typed and not checked: decode the provider's answer in
+ * the processor. The id is the identity: two models with one id are one queue, whatever their types.
+ *
  * **Example** (A model with three limits)
  *
  * ```ts
@@ -246,7 +251,7 @@ export const make = <P extends Codec, A extends Codec, E extends Codec = typeof 
 ): ModelConfig<P["Type"], A["Type"], Failure<E>> => fields(modelId, { error: undefined, ...options })
 
 /**
- * Makes a model from types alone. Its parameters are not checked at submission, and it works only in memory.
+ * Makes a model from types alone. Its parameters are not checked at submission.
  *
  * **Example** (Ten requests a minute)
  *

@@ -76,7 +76,7 @@ export interface ServiceClass<in out Self, in out Id extends string, in out P, i
   /** Registers the model with the manager for as long as the layer lives, and provides its queue. */
   layer<R>(
     processor: QueueManager.Processor<P, A, E, R>
-  ): Layer.Layer<Self, QueueError.RegisterError, QueueManager.QueueManager | Exclude<R, Scope.Scope>>
+  ): Layer.Layer<Self, QueueError.RegisterError, QueueManager.QueueManager | Exclude<Exclude<R, Self>, Scope.Scope>>
   /** `ModelQueue.submit` of the queue in the context. */
   submit(
     params: P,
@@ -202,9 +202,13 @@ export const Service = <Self>() =>
     layer: <R>(processor: QueueManager.Processor<Params, Result, Failure, R>) =>
       Layer.effect(
         service,
-        QueueManager.QueueManager.use((manager) =>
-          Effect.as(manager.registerQueue(model, processor), fromManager(manager, model))
-        )
+        QueueManager.QueueManager.use((manager) => {
+          const queue = fromManager(manager, model)
+          return Effect.as(
+            manager.registerQueue(model, (request) => Effect.provideService(processor(request), service, queue)),
+            queue
+          )
+        })
       ),
     submit: (params: Params, options?: QueueRequest.RequestOptions) =>
       service.use((queue) => queue.submit(params, options))

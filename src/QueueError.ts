@@ -4,12 +4,14 @@
  *
  * @since 0.1.0
  */
+import * as Cause from "effect/Cause"
 import * as Duration from "effect/Duration"
 import * as Schema from "effect/Schema"
+import { show } from "./internal/settings.ts"
 
 const TypeId = "~effect-llm-queue/QueueError"
 
-const show = (millis: number): string => Duration.format(Duration.millis(Math.round(millis)))
+const duration = (millis: number): string => Duration.format(Duration.millis(Math.round(millis)))
 
 /**
  * No queue is registered under the model id, or its registration has ended.
@@ -207,8 +209,8 @@ export class QueueTimeout extends Schema.TaggedError<QueueTimeout>("effect-llm-q
   override get message() {
     return `Request ${JSON.stringify(this.requestId)} to model ${
       JSON.stringify(this.modelId)
-    } passed its ${this.limit} of ${show(this.timeoutMillis)}: ${show(this.queueTimeMillis)} in the queue, ${
-      show(this.processingTimeMillis)
+    } passed its ${this.limit} of ${duration(this.timeoutMillis)}: ${duration(this.queueTimeMillis)} in the queue, ${
+      duration(this.processingTimeMillis)
     } in processing.`
   }
 }
@@ -232,7 +234,7 @@ export class RequestCancelled extends Schema.TaggedError<RequestCancelled>("effe
 
 /**
  * The processor did not end in a result or in its declared error: it died, or interrupted itself. `cause` is what
- * happened, whole.
+ * happened, whole: a `Cause`, which `Cause.isCause` narrows and `Cause.pretty` shows with its stack.
  *
  * @category errors
  * @since 0.1.0
@@ -246,7 +248,7 @@ export class ProcessingError extends Schema.TaggedError<ProcessingError>("effect
   override get message() {
     return `The processor of model ${JSON.stringify(this.modelId)} broke on request ${
       JSON.stringify(this.requestId)
-    }; see cause.`
+    }: ${show(Cause.isCause(this.cause) ? Cause.squash(this.cause) : this.cause)}`
   }
 }
 
@@ -322,4 +324,4 @@ export type QueueError = RegisterError | SubmitError | RequestNotFound
  * @category guards
  * @since 0.1.0
  */
-export const isQueueError = (u: unknown): u is QueueError => typeof u === "object" && u !== null && TypeId in u
+export const isQueueError = <E>(u: E): u is E & QueueError => typeof u === "object" && u !== null && TypeId in u

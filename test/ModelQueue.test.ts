@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Context, Deferred, Effect, Exit, Fiber, Layer, Schema, Scope } from "effect"
-import { ModelConfig, ModelQueue, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+import { ModelConfig, ModelQueue, QueueError, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 
 class Claude extends ModelQueue.Service<Claude>()("claude", {
   params: Schema.Struct({ prompt: Schema.String }),
@@ -127,4 +127,37 @@ describe("ModelQueue", () => {
         assert.strictEqual(error._tag, "InvalidConfiguration")
       }))
   })
+
+  it.effect("a processor submits to its own service, on the permit it has", () => {
+    class Agent extends ModelQueue.Service<Agent>()("own-service", {
+      params: Schema.Int,
+      result: Schema.String,
+      rateLimiters: [RateLimiter.concurrent(1)]
+    }) {}
+    const AgentLive = Agent.layer((request) =>
+      request.params === 0
+        ? Effect.succeed("leaf")
+        : Agent.submit(request.params - 1).pipe(Effect.map(({ result }) => `(${result})`), Effect.orDie)
+    )
+    return Effect.gen(function*() {
+      assert.strictEqual((yield* Agent.submit(3)).result, "(((leaf)))")
+    }).pipe(Effect.provide(AgentLive.pipe(Layer.provide(QueueManager.layer))))
+  })
+
+  it.effect("a broken processor is named by the error's message, and the queue's errors can be told from others", () =>
+    Effect.gen(function*() {
+      const Model = ModelConfig.makeUntyped<string, string, string>("broken", { rateLimiters: "unlimited" })
+      const queue = yield* ModelQueue.make(
+        Model,
+        ({ params }) =>
+          params === "own"
+            ? Effect.fail("own")
+            : Effect.die(params === "odd" ? Object.create(null) : new TypeError("no x"))
+      )
+      const message = (params: string) =>
+        Effect.catchIf(queue.submit(params), QueueError.isQueueError, (error) => Effect.succeed(error.message))
+      assert.include(yield* message("bug"), "TypeError: no x")
+      assert.include(yield* message("odd"), "broke on request")
+      assert.strictEqual(yield* Effect.flip(message("own")), "own")
+    }).pipe(Effect.scoped))
 })

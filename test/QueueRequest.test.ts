@@ -225,4 +225,16 @@ describe("QueueRequest", () => {
       assert.strictEqual(response.requestId, ids[2])
       assert.strictEqual(new Set(ids).size, 3)
     })))
+
+  it.effect("the caller's own figure is not called an estimate of the queue", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<string, string>("own-figure", { rateLimiters: [RateLimiter.itpm(10)] })
+      yield* manager.registerQueue(Model, (request) => Effect.succeed(request.params))
+      const given = yield* Effect.flip(manager.submit(Model, "x", { estimatedInputTokens: 11 }))
+      const guessed = yield* Effect.flip(manager.submit(Model, "x".repeat(44)))
+      assert(given._tag === "RequestTooLarge" && guessed._tag === "RequestTooLarge")
+      assert.deepStrictEqual([given.requested, given.estimated], [11, false])
+      assert.deepStrictEqual([guessed.requested, guessed.estimated], [11, true])
+    }).pipe(Effect.scoped, Effect.provide(QueueManager.layer)))
 })

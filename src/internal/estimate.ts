@@ -24,6 +24,12 @@ const countCharacters = (value: unknown): number => {
   return count
 }
 
+/** Which of a request's tokens are not its caller's own figure. */
+export interface Guessed {
+  readonly input: boolean
+  readonly output: boolean
+}
+
 /** What a request is charged until its usage is known, or what is wrong with its estimates. */
 export const estimate = (
   config: settings.Settings,
@@ -33,8 +39,7 @@ export const estimate = (
     readonly estimatedOutputTokens?: number | undefined
   },
   problems: Array<string>
-): RateLimiter.Tokens & { readonly guessed: boolean } => {
-  let guessed = false
+): RateLimiter.Tokens & { readonly guessed: Guessed } => {
   const read = (name: string, value: unknown): number | undefined => {
     if (value === undefined) return undefined
     const parsed = settings.tokens(value)
@@ -44,8 +49,8 @@ export const estimate = (
   }
   let inputTokens = read("estimatedInputTokens", request.estimatedInputTokens)
   let outputTokens = read("estimatedOutputTokens", request.estimatedOutputTokens)
+  const guessed = { input: inputTokens === undefined, output: outputTokens === undefined }
   if ((inputTokens === undefined || outputTokens === undefined) && config.limits.some(countsTokens)) {
-    guessed = true
     if (config.estimate !== undefined) {
       try {
         const given = config.estimate(request.params)

@@ -377,7 +377,10 @@ export const make = Effect.fnUntraced(function*(
         limitType: large.limit.type,
         limit: large.limit.limit,
         requested: large.requested,
-        estimated: tokens.guessed
+        estimated: charge(large.limit.type, {
+          inputTokens: tokens.guessed.input ? tokens.inputTokens : 0,
+          outputTokens: tokens.guessed.output ? tokens.outputTokens : 0
+        }) > 0
       })
     }
     // A generated id was chosen by nobody: a request submitted again gets a new one.

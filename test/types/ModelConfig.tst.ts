@@ -201,7 +201,7 @@ describe("Limits", () => {
   })
 
   test("leaving the limits out does not compile", () => {
-    // @ts-expect-error is missing the following properties
+    // @ts-expect-error Property 'rateLimiters' is missing
     ModelConfig.make("m", { ...text })
     // @ts-expect-error Property 'rateLimit' is missing
     ModelConfig.make("m", { ...text, timePeriod: "1 minute" })
