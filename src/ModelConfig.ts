@@ -68,7 +68,7 @@ export interface Retention {
  */
 export interface Shutdown {
   /**
-   * - `drain` (default): requests that wait are still processed, within their limits
+   * - `drain` (default): requests that were accepted are still processed, within their limits
    * - `finishRunning`: requests that wait fail with `QueueShutdown`, those being processed end
    * - `interrupt`: those being processed are interrupted too, and waited for until the deadline
    */

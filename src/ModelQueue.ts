@@ -6,7 +6,6 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Predicate from "effect/Predicate"
 import type * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as internal from "./internal/manager.ts"
@@ -91,7 +90,8 @@ const fromManager = <P, A, E>(
 ): ModelQueue<P, A, E> => {
   const { modelId } = model
   const isGone = (error: unknown): error is QueueError.ModelNotRegistered =>
-    Predicate.isTagged(error, "ModelNotRegistered")
+    // A processor's own error may be one too, of another model.
+    error instanceof QueueError.ModelNotRegistered && error.modelId === modelId
   const shutdown = (requestId: string) => Effect.fail(new QueueError.QueueShutdown({ modelId, requestId }))
   const notFound = (requestId: string) => Effect.fail(new QueueError.RequestNotFound({ modelId, requestId }))
   return {

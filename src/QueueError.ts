@@ -145,7 +145,7 @@ export class DuplicateRequest extends Schema.TaggedError<DuplicateRequest>("effe
 /**
  * The queue holds as many waiting requests as its capacity. With the `reject` strategy the new request fails with
  * it; with `dropOldest` the request that has waited longest does; with `suspend` a fire-and-forget request does when
- * its timeout ends before there is room.
+ * its timeout ends before there is room, and at once when a processor submits it to its own queue.
  *
  * @category errors
  * @since 0.1.0

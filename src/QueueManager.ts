@@ -130,7 +130,7 @@ export class QueueManager extends Context.Service<QueueManager, {
   ): Effect.Effect<void, QueueError.RegisterError, R | Scope.Scope>
 
   /** Closes a queue by its shutdown policy before its scope does, and forgets it. */
-  unregisterQueue(modelId: string): Effect.Effect<void, QueueError.ModelNotRegistered>
+  unregisterQueue(model: ModelConfig.Any | string): Effect.Effect<void, QueueError.ModelNotRegistered>
 
   /**
    * Submits a request. With `waitForCompletion` (the default) it ends when the request does: with the result, with

@@ -152,7 +152,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
       mine.add(modelId)
     }
     for (const modelId of mine) claimed.add(modelId)
-    const made: Array<modelQueue.ModelQueue> = []
+    const made = new Set<modelQueue.ModelQueue>()
     const undo = () => {
       for (const modelId of mine) claimed.delete(modelId)
       return Effect.forEach(made, (queue) => queue.close({ policy: "interrupt", deadline: 0 }), { discard: true })
@@ -162,26 +162,25 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
       (config, index) =>
         Effect.map(
           modelQueue.make(config, registrations[index]!.processor, limiters, publish),
-          (queue) => made.push(queue)
+          (queue) => made.add(queue)
         ),
       { discard: true }
     ).pipe(
       // Only a foreign limiter can fail here, or take so long that the manager has shut down.
       Effect.onError(undo)
     )
-    if (!open && made[0] !== undefined) {
+    if (!open && configs[0] !== undefined) {
       yield* undo()
-      return yield* new QueueError.QueueShutdown({ modelId: made[0].modelId, requestId: undefined })
+      return yield* new QueueError.QueueShutdown({ modelId: configs[0].modelId, requestId: undefined })
     }
-    const group = new Set(made)
     for (const queue of made) {
       queues.set(queue.modelId, queue)
-      groups.set(queue, group)
+      groups.set(queue, made)
       yield* hold(queue.modelId)
     }
     yield* Scope.addFinalizer(
       scope,
-      Effect.suspend(() => closeAndForget(Array.from(group)))
+      Effect.suspend(() => closeAndForget(Array.from(made)))
     )
   }, Effect.uninterruptible)
 

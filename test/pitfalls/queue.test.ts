@@ -345,6 +345,23 @@ describe("pitfalls: queue", () => {
       assert.deepStrictEqual(statuses.map(({ status }) => status), ["completed", "failed", "cancelled", "cancelled"])
     }).pipe(Effect.provide(Manager)))
 
+  it.effect("a queue that was closed is let go, though the scope of its registration stays open", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const results: Array<WeakRef<object>> = []
+      for (let i = 0; i < 20; i++) {
+        const Model = ModelConfig.makeUntyped<string, object>(`let-go-${i}`, { rateLimiters: "unlimited" })
+        yield* manager.registerQueue(Model, () => Effect.sync(() => ({ large: "x".repeat(10) })))
+        results.push(new WeakRef((yield* manager.submit(Model, "x")).result))
+        yield* manager.unregisterQueue(Model)
+      }
+      for (let i = 0; i < 3; i++) {
+        yield* Effect.promise(() => setImmediate())
+        collectGarbage()
+      }
+      assert.isBelow(results.filter((result) => result.deref() !== undefined).length, 3)
+    }).pipe(Effect.scoped, Effect.provide(QueueManager.layer)))
+
   it.effect("what a processor does to its request changes neither the queue's records nor the caller's request", () =>
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager
