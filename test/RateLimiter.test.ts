@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Duration, Effect } from "effect"
-import { RateLimiter } from "effect-llm-queue"
+import { Duration, Effect, Fiber, Layer } from "effect"
+import { ModelConfig, QueueManager, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 
 const limit = (
@@ -336,5 +336,35 @@ describe("RateLimiter", () => {
       assert.deepInclude(input, { used: 10, available: 0, timeUntilNextCapacity: undefined })
       yield* TestClock.adjust(1100)
       assert.deepStrictEqual(waits(yield* limiter.usage), [undefined, 0, undefined])
+    }))
+
+  it.effect("another limiter is provided to the manager; while it takes its time, no finished result is lost", () =>
+    Effect.gen(function*() {
+      let made = 0
+      const memory = yield* RateLimiter.RateLimiter
+      const slow = Layer.succeed(RateLimiter.RateLimiter, {
+        make: (modelId, limits) =>
+          Effect.map(memory.make(modelId, limits), (limiter) => {
+            made++
+            return {
+              ...limiter,
+              complete: (reservation: RateLimiter.Reservation) =>
+                Effect.delay(limiter.complete(reservation), "200 millis")
+            }
+          })
+      })
+      const Model = ModelConfig.makeUntyped<string, string>("slow-limiter", { rateLimiters: [RateLimiter.rpm(5)] })
+      yield* Effect.gen(function*() {
+        const manager = yield* QueueManager.QueueManager
+        yield* manager.registerQueue(Model, (request) => Effect.succeed(request.params))
+        const caller = yield* Effect.forkChild(manager.submit(Model, "paid for", { timeout: "100 millis" }), {
+          startImmediately: true
+        })
+        yield* TestClock.adjust("100 millis")
+        assert.isDefined(caller.pollUnsafe(), "told at its deadline")
+        assert.strictEqual((yield* Fiber.join(caller)).result, "paid for")
+        yield* TestClock.adjust("1 second")
+      }).pipe(Effect.scoped, Effect.provide(QueueManager.layer.pipe(Layer.provide(slow))))
+      assert.strictEqual(made, 1)
     }))
 })

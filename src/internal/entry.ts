@@ -62,6 +62,8 @@ export interface Entry {
   /** It has asked for the closing of its queue, which does not wait for it; but no longer than the deadline. */
   closesAt: number
   outcome: Outcome | undefined
+  /** What its processor ended in. The limiter is told before the outcome is, and nothing that comes between replaces it. */
+  produced: Outcome | undefined
   usage: RateLimiter.Tokens | undefined
   reservation: RateLimiter.Reservation | undefined
   fiber: Fiber.Fiber<unknown, unknown> | undefined

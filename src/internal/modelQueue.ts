@@ -254,9 +254,10 @@ export const make = Effect.fnUntraced(function*(
   }
 
   /** Ends an entry, unless it has ended already. Its processor may still be running. */
-  const end = (entry: Entry, outcome: Outcome): boolean => {
+  const end = (entry: Entry, otherwise: Outcome): boolean => {
     if (entry.outcome !== undefined) return false
-    entry.outcome = outcome
+    const outcome = entry.outcome = entry.produced ?? otherwise
+    entry.produced = undefined
     entry.endedAt = now()
     if (entry.deadline !== undefined) deadlines.remove(entry.deadline)
     // The parameters may be large, and secret: they are kept no longer than the processor needs them.
@@ -410,6 +411,7 @@ export const make = Effect.fnUntraced(function*(
       endedAt: undefined,
       closesAt: Number.POSITIVE_INFINITY,
       outcome: undefined,
+      produced: undefined,
       usage: undefined,
       reservation: undefined,
       fiber: undefined,
@@ -569,8 +571,11 @@ export const make = Effect.fnUntraced(function*(
     )
 
   /** After the fiber of the attempt has ended, and its children with it. */
-  const finish = (entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): Effect.Effect<void> =>
-    survived(() => Effect.flatMap(readUsage(exit), (usage) => usage === undefined ? Effect.void : settle(entry, usage)))
+  const finish = (entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): Effect.Effect<void> => {
+    const outcome = entry.outcome === undefined ? entry.produced = outcomeOf(entry, exit) : entry.outcome
+    return survived(() =>
+      Effect.flatMap(readUsage(exit), (usage) => usage === undefined ? Effect.void : settle(entry, usage))
+    )
       .pipe(
         Effect.andThen(survived(() => limiter.complete(entry.reservation!))),
         Effect.andThen(survived(() => returnPermit(entry))),
@@ -579,11 +584,12 @@ export const make = Effect.fnUntraced(function*(
           exempt.delete(entry)
           entry.fiber = entry.parent = entry.span = undefined
           wake()
-          if (end(entry, outcomeOf(entry, exit))) return
+          if (end(entry, outcome)) return
           entry.request = undefined
           checkDrained()
         }))
       )
+  }
 
   const dispatch = (entry: Entry, reservation: RateLimiter.Reservation) => {
     const request = entry.request!
@@ -829,7 +835,7 @@ export const make = Effect.fnUntraced(function*(
           suspended.remove(entry)
           enqueue(entry)
         }
-        return abort(entry, { status: "cancelled" })
+        return abort(entry, { status: "cancelled" }) && entry.outcome?.status === "cancelled"
       }),
     reportUsage: (id, report) =>
       Effect.flatMap(find(id), (entry) => {
