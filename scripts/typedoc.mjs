@@ -17,7 +17,12 @@ const fileComments = (app) => {
 /** @type {import("typedoc").TypeDocOptions} */
 export default {
   name: "effect-llm-queue",
-  entryPoints: ["../src/index.ts", "../src/testing/index.ts"],
+  entryPoints: [
+    "../src/index.ts",
+    "../src/testing/index.ts",
+    "../src/tokenizers/o200kBase.ts",
+    "../src/tokenizers/cl100kBase.ts"
+  ],
   tsconfig: "../src/tsconfig.json",
   out: "../docs/api",
   plugin: [fileComments],

@@ -4,9 +4,12 @@
  * @since 0.1.0
  */
 import type * as Duration from "effect/Duration"
+import type * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as Types from "effect/Types"
+import type * as ProviderProfile from "./ProviderProfile.ts"
 import type * as RateLimiter from "./RateLimiter.ts"
+import type * as TokenEstimator from "./TokenEstimator.ts"
 
 /**
  * Tokens as a provider reports them: whole numbers, not negative.
@@ -16,7 +19,9 @@ import type * as RateLimiter from "./RateLimiter.ts"
  */
 export const Usage = Schema.Struct({
   inputTokens: Schema.Int.check(Schema.isGreaterThanOrEqualTo(0)),
-  outputTokens: Schema.Int.check(Schema.isGreaterThanOrEqualTo(0))
+  outputTokens: Schema.Int.check(Schema.isGreaterThanOrEqualTo(0)),
+  /** Those of the input tokens that the provider read from its cache. */
+  cachedInputTokens: Schema.optional(Schema.Int.check(Schema.isGreaterThanOrEqualTo(0)))
 }).annotate({ identifier: "Usage" })
 
 /**
@@ -78,6 +83,49 @@ export interface Shutdown {
 }
 
 /**
+ * When a request that the provider refused, or failed by a fault of its own, is attempted again. Only failures that
+ * the model's `provider` recognises as such are; all others reach the submitter as they are.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Retry {
+  /**
+   * Fed with each refusal, it says how long to wait at least, or that there is no further attempt. What the provider
+   * asks for (`Retry-After`) is waited for beyond that, and a rate limit that is paused. Default: half a second,
+   * doubled up to 30 seconds, jittered; 5 further attempts.
+   */
+  readonly schedule?: Schedule.Schedule<unknown, RateLimiter.Refusal> | undefined
+  /**
+   * Attempts after a fault or an overload that each success pays for, so that retries cannot multiply the load on a
+   * provider in trouble. Ten are paid for at the start and saved at most. Default 0.1. Requests refused by a rate
+   * limit are not counted: the limit itself holds them back.
+   */
+  readonly budget?: number | undefined
+}
+
+/**
+ * When a queue stops sending to a provider that cannot answer.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface CircuitBreaker {
+  /**
+   * Overloads and faults in a row after which nothing is sent for the cooldown; one with a `Retry-After` is enough.
+   * Default 5.
+   */
+  readonly failures?: number | undefined
+  /**
+   * Time without requests, after which one is sent to try; doubled, up to 30 seconds, each time that fails too. A
+   * longer `Retry-After` goes before. Default 1 second.
+   */
+  readonly cooldown?: Duration.Input | undefined
+  /** The same after a refusal for quota: in that time submissions fail with `QuotaExhausted`. Default 5 minutes. */
+  readonly quotaCooldown?: Duration.Input | undefined
+}
+
+/**
  * Options of a model besides its schemas and limits.
  *
  * @category models
@@ -90,13 +138,31 @@ export interface Options<P, A> {
    */
   readonly usage?: ((result: A) => Usage) | undefined
   /**
-   * Estimates the tokens of a request whose caller gave no estimate. What it leaves out is estimated by the default
-   * policy: input as a quarter of the characters in the parameters' strings, at least 1; output as 1,024 tokens, or
-   * what the tightest limit leaves for it if that is less. Only asked when a limit counts tokens.
+   * The tokens of a request whose caller gave no figures. What it leaves out is estimated by the `estimator`. Only asked
+   * when a limit counts tokens. `maxOutputTokens` is what is sent to the provider as `max_tokens`. Not asked when the
+   * request gives both estimates: then its `maxOutputTokens` must be its own.
    */
   readonly estimate?:
-    | ((params: P) => { readonly inputTokens?: number | undefined; readonly outputTokens?: number | undefined })
+    | ((params: P) => {
+      readonly inputTokens?: number | undefined
+      readonly outputTokens?: number | undefined
+      readonly maxOutputTokens?: number | undefined
+    })
     | undefined
+  /**
+   * Estimates tokens that nobody gave. Default: `TokenEstimator.learned()`, which begins with a quarter of the
+   * characters in the parameters' strings and 1,024 output tokens (or what the tightest limit leaves for them, if that
+   * is less), and learns from every usage that is reported.
+   */
+  readonly estimator?: TokenEstimator.TokenEstimator | undefined
+  /**
+   * How the provider counts, refuses and reports: `ProviderProfile.openai`, for instance. It fills in what the limits do
+   * not say themselves, and tells which failures are worth another attempt. Default: none; then limits are exactly as
+   * given, and nothing is attempted twice.
+   */
+  readonly provider?: ProviderProfile.ProviderProfile | undefined
+  readonly retry?: Retry | undefined
+  readonly circuitBreaker?: CircuitBreaker | undefined
   /** Most requests that wait at one time, at least 1. Default 10,000. */
   readonly capacity?: number | undefined
   readonly strategy?: Strategy | undefined

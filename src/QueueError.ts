@@ -11,6 +11,8 @@ import { show } from "./internal/settings.ts"
 
 const TypeId = "~effect-llm-queue/QueueError"
 
+const times = (attempts: number): string => attempts === 1 ? "1 attempt" : `${attempts} attempts`
+
 const duration = (millis: number): string => Duration.format(Duration.millis(Math.round(millis)))
 
 /**
@@ -233,6 +235,102 @@ export class RequestCancelled extends Schema.TaggedError<RequestCancelled>("effe
 }
 
 /**
+ * The provider refused the request by a rate limit, and it is not attempted again: the retry schedule has ended, or
+ * the time that the provider asks for is longer than the request has. `cause` is the last failure of the processor.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class RateLimitExceeded extends Schema.TaggedError<RateLimitExceeded>("effect-llm-queue/RateLimitExceeded")(
+  "RateLimitExceeded",
+  {
+    modelId: Schema.String,
+    requestId: Schema.String,
+    attempts: Schema.Finite,
+    /** Types of the limits that it may have been. */
+    limitTypes: Schema.Array(Schema.String),
+    /** What the provider asked to wait. */
+    retryAfterMillis: Schema.UndefinedOr(Schema.Finite),
+    cause: Schema.Defect()
+  }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = true
+  override get message() {
+    const limits = this.limitTypes.length === 0 ? "a rate limit" : `its ${this.limitTypes.join(" or ")} limit`
+    const hint = this.retryAfterMillis === undefined
+      ? ""
+      : ` The provider asks to wait ${duration(this.retryAfterMillis)}.`
+    return `The provider refused request ${JSON.stringify(this.requestId)} to model ${
+      JSON.stringify(this.modelId)
+    } by ${limits}, after ${times(this.attempts)}.${hint} Check that the configured limits are those of the account, `
+      + `and that nobody else uses them.`
+  }
+}
+
+/**
+ * The provider answers no request any more because of money: no credit, or a spending limit. All requests that wait
+ * fail with it, and new ones until the circuit breaker's `quotaCooldown` has passed; then one is sent to try.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class QuotaExhausted extends Schema.TaggedError<QuotaExhausted>("effect-llm-queue/QuotaExhausted")(
+  "QuotaExhausted",
+  {
+    modelId: Schema.String,
+    requestId: Schema.String,
+    /** The provider's own words. */
+    reason: Schema.String,
+    /** Until requests are accepted again. */
+    retryInMillis: Schema.Finite
+  }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = false
+  override get message() {
+    return `The quota of the provider of model ${JSON.stringify(this.modelId)} is exhausted: request ${
+      JSON.stringify(this.requestId)
+    } was not completed. Check the account's credit and spending limits; the queue tries again in ${
+      duration(this.retryInMillis)
+    }. The provider said: ${this.reason}`
+  }
+}
+
+/**
+ * The provider is overloaded: the retry schedule or its budget has ended; or the circuit breaker was open when the
+ * request's time was up. A fault that is not attempted again (500, a lost connection) ends in the processor's own
+ * failure. `cause` is the last failure of the request's processor, if it had an attempt.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class ProviderUnavailable
+  extends Schema.TaggedError<ProviderUnavailable>("effect-llm-queue/ProviderUnavailable")(
+    "ProviderUnavailable",
+    {
+      modelId: Schema.String,
+      requestId: Schema.String,
+      attempts: Schema.Finite,
+      /** What the provider asked to wait, or until the next try. */
+      retryAfterMillis: Schema.UndefinedOr(Schema.Finite),
+      /** The provider's own words. */
+      reason: Schema.String,
+      cause: Schema.UndefinedOr(Schema.Defect())
+    }
+  )
+{
+  readonly [TypeId] = TypeId
+  readonly isRetryable = true
+  override get message() {
+    const hint = this.retryAfterMillis === undefined ? "" : ` Try again in ${duration(this.retryAfterMillis)}.`
+    return `The provider of model ${JSON.stringify(this.modelId)} is unavailable: request ${
+      JSON.stringify(this.requestId)
+    } was not completed in ${times(this.attempts)}.${hint} The provider said: ${this.reason}`
+  }
+}
+
+/**
  * The processor did not end in a result or in its declared error: it died, or interrupted itself. `cause` is what
  * happened, whole: a `Cause`, which `Cause.isCause` narrows and `Cause.pretty` shows with its stack.
  *
@@ -293,6 +391,7 @@ export type AcceptError =
   | DuplicateRequest
   | QueueFull
   | QueueShutdown
+  | QuotaExhausted
 
 /**
  * What a submitted request can fail with, besides its processor's own typed error.
@@ -300,7 +399,13 @@ export type AcceptError =
  * @category models
  * @since 0.1.0
  */
-export type SubmitError = AcceptError | QueueTimeout | RequestCancelled | ProcessingError
+export type SubmitError =
+  | AcceptError
+  | QueueTimeout
+  | RequestCancelled
+  | RateLimitExceeded
+  | ProviderUnavailable
+  | ProcessingError
 
 /**
  * Every error of this module.

@@ -7,6 +7,7 @@
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
@@ -18,6 +19,7 @@ import type * as QueueError from "./QueueError.ts"
 import type * as QueueRequest from "./QueueRequest.ts"
 import type * as QueueResponse from "./QueueResponse.ts"
 import type * as RateLimiter from "./RateLimiter.ts"
+import type * as TokenEstimator from "./TokenEstimator.ts"
 
 /**
  * What does the work of a model: gets a request, gives a result or the model's typed error. It runs in a fiber of its
@@ -39,6 +41,28 @@ export type Processor<P, A, E, R> = (
  */
 export interface Registration<out R> {
   readonly "~effect-llm-queue/Registration": { readonly R: Types.Covariant<R> }
+}
+
+/**
+ * What a queue knows about its provider.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ProviderInfo {
+  /** Of the profile. */
+  readonly name: string
+  /**
+   * `unavailable` while the circuit breaker keeps requests back, `quotaExhausted` while they fail for quota, `probing`
+   * while one request tries whether that is over.
+   */
+  readonly state: "available" | "unavailable" | "quotaExhausted" | "probing"
+  /** Time until the next try; `undefined` when it is available. */
+  readonly retryIn: Duration.Duration | undefined
+  /** Most requests being processed at one time, after an overload; `undefined` when it is not reduced. */
+  readonly concurrency: number | undefined
+  /** Attempts that the provider refused or failed, since the registration, by kind. */
+  readonly refusals: Readonly<Record<RateLimiter.RefusalKind, number>>
 }
 
 /**
@@ -64,6 +88,13 @@ export interface QueueInfo {
   readonly cancelled: number
   /** In the order of the configuration. */
   readonly rateLimiters: ReadonlyArray<RateLimiter.Usage>
+  /**
+   * What estimates and `max_tokens` cost: for each limit on tokens, once a request has reported its usage. A
+   * `throughput` of 0.16 says that reserving more than is used costs 84 % of the limit.
+   */
+  readonly reservations: ReadonlyArray<TokenEstimator.ReservationCost & { readonly type: RateLimiter.Type }>
+  /** `undefined` for a model without a provider's profile. */
+  readonly provider: ProviderInfo | undefined
 }
 
 /**

@@ -20,6 +20,13 @@ export interface RequestOptions {
   readonly estimatedInputTokens?: number | undefined
   /** Tokens, at least 0; a fraction is rounded up. When left out, the model's `estimate` or default policy decides. */
   readonly estimatedOutputTokens?: number | undefined
+  /**
+   * The most output tokens that the request may produce (what is sent as `max_tokens`), at least 0. Charged in place of
+   * the estimate by limits of providers that reserve it. When left out, the model's `estimate`, or the estimate.
+   */
+  readonly maxOutputTokens?: number | undefined
+  /** What kind of request it is, for the estimates learned from past ones: `{ task: "summary" }`. */
+  readonly labels?: Readonly<Record<string, string>> | undefined
   readonly priority?: ModelConfig.Priority | undefined
   /** Counts from submission and includes waiting for room, for limits and the processing. More than zero. */
   readonly timeout?: Duration.Input | undefined

@@ -6,6 +6,7 @@
 import type * as Cause from "effect/Cause"
 import type * as Duration from "effect/Duration"
 import type * as QueueError from "./QueueError.ts"
+import type * as RateLimiter from "./RateLimiter.ts"
 
 /**
  * `pending` (waiting), `processing`, and one of the three ends: `completed`, `failed`, `cancelled`.
@@ -14,6 +15,25 @@ import type * as QueueError from "./QueueError.ts"
  * @since 0.1.0
  */
 export type RequestStatus = QueueResponse<unknown, unknown>["status"]
+
+/**
+ * An attempt that the provider refused.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RefusedAttempt {
+  readonly kind: RateLimiter.RefusalKind
+  /** Types of the limits that it may have been; empty when the provider did not say. */
+  readonly limitTypes: ReadonlyArray<RateLimiter.Type>
+  /** The provider's own words, shortened. */
+  readonly message: string
+  /** Time spent waiting before this attempt, since the submission or the attempt before. */
+  readonly queueTime: Duration.Duration
+  readonly processingTime: Duration.Duration
+  /** What the provider asked to wait. */
+  readonly retryAfter: Duration.Duration | undefined
+}
 
 /**
  * What every response holds.
@@ -26,12 +46,14 @@ export interface Base {
   readonly modelId: string
   /** Wall-clock time of the submission, in milliseconds since 1970 UTC. */
   readonly createdAt: number
-  /** Time from submission to dispatch; until now while it waits; until its end if it was never dispatched. */
+  /** Time spent waiting, from submission on, between attempts included; until now while it waits. */
   readonly queueTime: Duration.Duration
-  /** Time from dispatch to the end; until now while it runs; zero if it was never dispatched. */
+  /** Time spent being processed, all attempts together; until now while it runs. */
   readonly processingTime: Duration.Duration
   /** How often it was handed to its processor. */
   readonly attempts: number
+  /** The attempts that the provider refused and that were, or will be, followed by another one; in order. */
+  readonly refusals: ReadonlyArray<RefusedAttempt>
   /** As reported by the model's `usage` or by `updateTokenUsage`; `undefined` until then. */
   readonly inputTokensUsed: number | undefined
   /** As reported by the model's `usage` or by `updateTokenUsage`; `undefined` until then. */

@@ -52,6 +52,47 @@ export type Mode = "requests_per_period" | "concurrent_requests"
 export type ChargedAt = "dispatch" | "completion" | "production"
 
 /**
+ * How a provider counts a windowed limit, and so how requests are let through.
+ *
+ * | algorithm | lets through | safe with servers that use | costs |
+ * | --- | --- | --- | --- |
+ * | `slidingWindow` | `limit` in any period, at once if need be | sliding windows, fixed windows of any phase, buckets of a whole limit | `margin / (period + margin)` of the throughput |
+ * | `tokenBucket` | what has been refilled at `limit / period`, and after idleness up to `burst` at once | buckets of at least `burst` | a pause of one margin after a full burst |
+ * | `fixedWindow` | `limit` in each window of the wall clock | windows aligned to the same clock | nothing but the margin at both ends of a window, which is the largest delay and clock difference here |
+ * | `paced` | as `slidingWindow`, and never more than `burst` at once | all of the above, and buckets of a second's refill if that is enough for the largest request and the margin's refill | as `slidingWindow`; no bursts; reservations are paced, whatever is given back |
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Algorithm = "slidingWindow" | "tokenBucket" | "fixedWindow" | "paced"
+
+/**
+ * What a provider charges a limit for a request, and what it corrects when the real usage is known.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Charging {
+  /**
+   * The output tokens that are reserved: those the request is `"expected"` to produce (the default), or the `"maximum"`
+   * it may produce, for providers that count `max_tokens` on arrival.
+   */
+  readonly output?: "expected" | "maximum" | undefined
+  /** Whether a limit on all tokens counts the sum of input and output (the default), or the larger of the two. */
+  readonly combine?: "sum" | "maximum" | undefined
+  /** Charge for each input token. Default 1; 0 when a limit on tokens does not count them. */
+  readonly inputWeight?: number | undefined
+  /** Charge for each output token. Default 1; 0 when a limit on tokens does not count them. */
+  readonly outputWeight?: number | undefined
+  /** Whether the provider gives back what was reserved and not used. Default `true`. */
+  readonly refund?: boolean | undefined
+  /** Whether input tokens that the provider read from its cache count. Default `true`. */
+  readonly cachedInput?: boolean | undefined
+  /** Whether an attempt that the provider refused counts as a request. Default `false`. Its tokens never do. */
+  readonly refused?: boolean | undefined
+}
+
+/**
  * One limit of a model. Build it with `rpm`, `tpm`, `concurrent` …, or with `make`; it is checked when the model is
  * registered.
  *
@@ -62,12 +103,32 @@ export interface Config {
   readonly type: Type
   /** Whole number of requests or tokens, at least 1. */
   readonly limit: number
-  /** Length of the sliding window. Not for `concurrent`. */
+  /** Length of the period. Not for `concurrent`. */
   readonly timePeriod?: Duration.Input | undefined
-  /** Time added to the period, to allow for the spread of network delay. Default 0. Not for `concurrent`. */
+  /**
+   * The spread of the network delay that is allowed for; for `fixedWindow`, the largest delay and the largest difference
+   * of the clocks. Default that of the model's provider, else 0. Not for `concurrent`.
+   */
   readonly margin?: Duration.Input | undefined
-  /** Default `dispatch`. Not for `concurrent`. */
+  /** Default that of the model's provider, else `dispatch`. Not for `concurrent`. */
   readonly chargedAt?: ChargedAt | undefined
+  /** Default that of the model's provider, else `slidingWindow`. Not for `concurrent`. */
+  readonly algorithm?: Algorithm | undefined
+  /**
+   * Most that goes through at once after idleness, in requests or tokens. For `tokenBucket`: what the provider's bucket
+   * holds, by default the whole limit. For `paced`: by default one second's refill less the margin's, and at least 1 and
+   * the largest request so far. A request above it is let through when it is full, and delays those behind it.
+   */
+  readonly burst?: number | undefined
+  /** For `tokenBucket`: refill time kept back from the burst, to absorb what others use unseen. Default 0. */
+  readonly headroom?: Duration.Input | undefined
+  /** The provider also enforces the limit's share of every window of this length, such as 10 seconds. */
+  readonly quantum?: Duration.Input | undefined
+  /** For `fixedWindow`: the time zone whose midnight windows are aligned to. Default `UTC`. */
+  readonly timeZone?: string | undefined
+  /** Whether nothing is known about earlier use at the start: no burst until the provider or one period has told. */
+  readonly coldStart?: boolean | undefined
+  readonly charging?: Charging | undefined
 }
 
 /**
@@ -76,11 +137,7 @@ export interface Config {
  * @category models
  * @since 0.1.0
  */
-export interface WindowOptions {
-  readonly timePeriod?: Duration.Input | undefined
-  readonly margin?: Duration.Input | undefined
-  readonly chargedAt?: ChargedAt | undefined
-}
+export interface WindowOptions extends Omit<Config, "type" | "limit"> {}
 
 /**
  * Makes a limit of any type.
@@ -166,6 +223,19 @@ export const concurrent = (limit: number): Config => ({ type: "concurrent", limi
 export interface Tokens {
   readonly inputTokens: number
   readonly outputTokens: number
+  /** Those of the input tokens that the provider read from its cache. Default 0. */
+  readonly cachedInputTokens?: number | undefined
+}
+
+/**
+ * What a request is charged until its usage is known.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Cost extends Tokens {
+  /** The most output tokens it may produce; those expected when left out. */
+  readonly maxOutputTokens?: number | undefined
 }
 
 /**
@@ -182,6 +252,15 @@ export interface Limit {
   /** Milliseconds. */
   readonly margin: number
   readonly chargedAt: ChargedAt
+  readonly algorithm: Algorithm
+  readonly burst: number | undefined
+  /** Milliseconds. */
+  readonly headroom: number
+  /** Milliseconds. */
+  readonly quantum: number | undefined
+  readonly timeZone: string
+  readonly coldStart: boolean
+  readonly charging: { readonly [K in keyof Charging]-?: Exclude<Charging[K], undefined> }
 }
 
 /**
@@ -196,15 +275,80 @@ export interface Usage {
   /** `undefined` for `concurrent`. */
   readonly timePeriod: Duration.Duration | undefined
   readonly margin: Duration.Duration
+  /** What is enforced now: less than `limit` after refusals that cannot be explained, or when the provider says so. */
+  readonly enforced: number
+  /** Time for which the provider asked to send nothing that this limit counts; `undefined` when it did not. */
+  readonly pausedFor: Duration.Duration | undefined
   /** Net charges in the window, reservations included; permits taken for `concurrent`. Can exceed the limit by debt. */
   readonly used: number
-  /** `limit − used`, at least 0. */
+  /** `enforced − used`, at least 0. */
   readonly available: number
   /**
    * Zero when something is available; else the time until something is, if nothing but time passes; `undefined`
    * when no passing of time frees it (permits, and reservations that have no date yet).
    */
   readonly timeUntilNextCapacity: Duration.Duration | undefined
+}
+
+/**
+ * What a provider said about one limit in the headers of a response.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Observation {
+  /** The limits it may be about. When there are several, the period that `reset` implies decides. */
+  readonly types: ReadonlyArray<Type>
+  readonly limit: number | undefined
+  /** What was left after the charge of the request; negative when it is overdrawn. */
+  readonly remaining: number | undefined
+  /** `remaining` is a multiple of this, rounded to the nearest one. 1 when it is exact. */
+  readonly rounding: number
+  /** Milliseconds until the limit is full again. */
+  readonly reset: number | undefined
+  /**
+   * When that was so: at the `"arrival"` of the request (the default), or when its `"response"` was sent, others that
+   * arrived meanwhile included.
+   */
+  readonly asOf?: "arrival" | "response" | undefined
+}
+
+/**
+ * Why a provider did not answer a request.
+ *
+ * | kind | meaning | what the queue does |
+ * | --- | --- | --- |
+ * | `rate` | a rate limit | pauses that limit, and lets the request through again when it fits |
+ * | `ramp` | traffic grew too fast | slows all down, and lets the request through again |
+ * | `overload` | the provider has no capacity | fewer at one time, a circuit breaker, and another attempt later |
+ * | `transient` | a fault that may pass | a circuit breaker, and another attempt later |
+ * | `quota` | money, or a spending limit | stops the queue: no attempt can succeed |
+ * | `tooLarge` | the request can never fit | nothing: the failure is the caller's |
+ * | `auth` | the key is not valid or not allowed | nothing: the failure is the caller's |
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type RefusalKind = "rate" | "ramp" | "overload" | "transient" | "quota" | "tooLarge" | "auth"
+
+/**
+ * A failure of a provider, understood.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Refusal {
+  readonly kind: RefusalKind
+  /** The limits that it may be about; empty when the provider did not say. */
+  readonly types: ReadonlyArray<Type>
+  readonly limit: number | undefined
+  readonly used: number | undefined
+  readonly requested: number | undefined
+  /** Milliseconds until another attempt may succeed, as the provider said. */
+  readonly retryAfter: number | undefined
+  readonly status: number | undefined
+  /** The provider's own words, shortened. */
+  readonly message: string
 }
 
 /**
@@ -253,11 +397,22 @@ export interface Limiter {
    * Charges every limit, or none and says when. With `permit: false` the request runs on a permit that its caller
    * already holds: the concurrency limit is not asked.
    */
-  readonly admit: (cost: Tokens, permit: boolean) => Effect.Effect<Admission>
+  readonly admit: (cost: Cost, permit: boolean) => Effect.Effect<Admission>
   /** Replaces the estimate of a reservation by the actual usage; once. */
   readonly settle: (reservation: Reservation, usage: Tokens) => Effect.Effect<Settlement>
   /** The processor has ended: dates what was held until now. */
   readonly complete: (reservation: Reservation) => Effect.Effect<void>
+  /** The headers of the response to a request say how much the provider has left: lowers at once, raises with care. */
+  readonly observe: (reservation: Reservation, observations: ReadonlyArray<Observation>) => Effect.Effect<void>
+  /**
+   * The provider refused a request: gives back what refused attempts are not charged for, and pauses the limits that
+   * the refusal is about. `observations` are what its headers say.
+   */
+  readonly refuse: (
+    reservation: Reservation,
+    refusal: Refusal,
+    observations: ReadonlyArray<Observation>
+  ) => Effect.Effect<void>
   /** The request was never dispatched: takes the whole charge back, its permit included. */
   readonly giveBack: (reservation: Reservation, permit: boolean) => Effect.Effect<void>
   /** Gives back one permit of the concurrency limit. */

@@ -720,6 +720,7 @@ describe("QueueManager", () => {
           requestId: "second",
           modelId: "fields",
           createdAt: submittedAt,
+          refusals: [],
           inputTokensUsed: undefined,
           outputTokensUsed: undefined
         }
@@ -1361,7 +1362,9 @@ describe("QueueManager", () => {
             completed: 0,
             failed: 0,
             cancelled: 0,
-            rateLimiters: []
+            rateLimiters: [],
+            reservations: [],
+            provider: undefined
           }
         )
         const millis = (duration: Duration.Duration | undefined) =>

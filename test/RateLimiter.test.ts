@@ -2,18 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Duration, Effect, Fiber, Layer } from "effect"
 import { ModelConfig, QueueManager, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
-
-const limit = (
-  type: RateLimiter.Type,
-  limit: number,
-  options?: { readonly timePeriod?: number; readonly margin?: number; readonly chargedAt?: RateLimiter.ChargedAt }
-): RateLimiter.Limit => ({
-  type,
-  limit,
-  timePeriod: type === "concurrent" ? undefined : options?.timePeriod ?? 1000,
-  margin: options?.margin ?? 0,
-  chargedAt: options?.chargedAt ?? "dispatch"
-})
+import { limit } from "./limit.ts"
 
 const tokens = (inputTokens: number, outputTokens = 0): RateLimiter.Tokens => ({ inputTokens, outputTokens })
 
@@ -318,6 +307,8 @@ describe("RateLimiter", () => {
       assert.deepStrictEqual(concurrent, {
         type: "concurrent",
         limit: 1,
+        enforced: 1,
+        pausedFor: undefined,
         timePeriod: undefined,
         margin: Duration.zero,
         used: 1,
@@ -327,6 +318,8 @@ describe("RateLimiter", () => {
       assert.deepStrictEqual(total, {
         type: "tpm",
         limit: 10,
+        enforced: 10,
+        pausedFor: undefined,
         timePeriod: Duration.seconds(1),
         margin: Duration.millis(250),
         used: 10,

@@ -3,12 +3,14 @@ import * as Context from "effect/Context"
 import type * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import type * as Fiber from "effect/Fiber"
+import type * as Pull from "effect/Pull"
 import type * as Tracer from "effect/Tracer"
 import type * as ModelConfig from "../ModelConfig.ts"
 import type * as QueueError from "../QueueError.ts"
 import type * as QueueRequest from "../QueueRequest.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
 import type * as RateLimiter from "../RateLimiter.ts"
+import type { Estimated } from "./estimate.ts"
 import type { Node } from "./heap.ts"
 import type { ModelQueue } from "./modelQueue.ts"
 
@@ -30,6 +32,12 @@ export type Outcome =
   | { readonly status: "failed"; readonly cause: Cause.Cause<Failure> }
   | { readonly status: "cancelled" }
 
+/** The next step of a retry schedule: a delay, or that there is none. */
+export type RetryStep = (
+  now: number,
+  refusal: RateLimiter.Refusal
+) => Pull.Pull<[unknown, Duration.Duration], never, unknown>
+
 /**
  * A request inside its queue.
  *
@@ -41,7 +49,7 @@ export interface Entry {
   /** Until the processor has ended. */
   request: AnyRequest | undefined
   readonly id: string
-  readonly tokens: RateLimiter.Tokens
+  readonly cost: Estimated
   /** Wall clock. */
   readonly createdAt: number
   /** Monotonic, as all times below. */
@@ -49,15 +57,31 @@ export interface Entry {
   readonly headStart: number
   readonly timeout: number
   readonly processingTimeout: number
-  /** The request whose processor submitted this one. */
+  /** The request whose processor submitted this one; else one that waits for it. */
   parent: Entry | undefined
+  /** Whether the latter. */
+  isAdopted: boolean
   span: Tracer.AnySpan | undefined
   /** What is being processed and waits for it: each may lend it its permit, or that of an ancestor. */
   readonly awaitedBy: Array<Entry>
   /** Some request that the same queue processes has waited for it. */
   nested: boolean
   state: "suspended" | "waiting" | "dispatched"
+  /** How often it was dispatched. */
+  attempts: number
+  /** The latest ones that were followed by another attempt. */
+  readonly refusals: Array<QueueResponse.RefusedAttempt>
+  /** When it began to wait: at its submission, or at the end of the attempt before. */
+  waitsSince: number
+  /** Of the current attempt. */
   dispatchedAt: number | undefined
+  /** Milliseconds, without what has not ended. */
+  waited: number
+  processed: number
+  /** Before this time it is not attempted again. */
+  notBefore: number
+  /** Where the retry schedule stands. */
+  retry: RetryStep | undefined
   endedAt: number | undefined
   /** It has asked for the closing of its queue, which does not wait for it; but no longer than the deadline. */
   closesAt: number
@@ -65,6 +89,8 @@ export interface Entry {
   /** What its processor ended in. The limiter is told before the outcome is, and nothing that comes between replaces it. */
   produced: Outcome | undefined
   usage: RateLimiter.Tokens | undefined
+  /** Whether what it used has been learned from. */
+  learned: boolean
   reservation: RateLimiter.Reservation | undefined
   fiber: Fiber.Fiber<unknown, unknown> | undefined
   /** Completed when the entry ends; made when somebody waits for it. */
@@ -72,6 +98,9 @@ export interface Entry {
   /** Completed when the entry leaves `suspended`, by acceptance or by its end; made when somebody waits for it. */
   accepted: Deferred.Deferred<Entry> | undefined
   order: Node<Entry> | undefined
+  /** Its place in the order among those of the same time, once it has had one. */
+  sequence: number | undefined
+  delayed: Node<Entry> | undefined
   deadline: Node<Entry> | undefined
   previous: Entry | undefined
   next: Entry | undefined
@@ -111,6 +140,14 @@ export class EntryList {
   }
 }
 
+/** Milliseconds spent waiting, until now or its end. */
+export const waitingTime = (entry: Entry, until: number): number =>
+  entry.waited + (entry.dispatchedAt === undefined ? until - entry.waitsSince : 0)
+
+/** Milliseconds spent being processed, until now or its end. */
+export const processingTime = (entry: Entry, until: number): number =>
+  entry.processed + (entry.dispatchedAt === undefined ? 0 : until - entry.dispatchedAt)
+
 /** What the outside may know of an entry. */
 export type Snapshot = QueueResponse.QueueResponse<unknown, ProcessorFailure>
 
@@ -120,9 +157,10 @@ export const response = (entry: Entry, now: number): Snapshot => {
     requestId: entry.id,
     modelId: entry.queue.modelId,
     createdAt: entry.createdAt,
-    queueTime: Duration.millis((entry.dispatchedAt ?? until) - entry.submittedAt),
-    processingTime: Duration.millis(entry.dispatchedAt === undefined ? 0 : until - entry.dispatchedAt),
-    attempts: entry.dispatchedAt === undefined ? 0 : 1,
+    queueTime: Duration.millis(waitingTime(entry, until)),
+    processingTime: Duration.millis(processingTime(entry, until)),
+    attempts: entry.attempts,
+    refusals: entry.refusals.slice(),
     inputTokensUsed: entry.usage?.inputTokens,
     outputTokensUsed: entry.usage?.outputTokens
   }

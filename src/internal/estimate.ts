@@ -1,28 +1,8 @@
 import type * as RateLimiter from "../RateLimiter.ts"
-import { charge, countsTokens } from "./memoryLimiter.ts"
+import type * as TokenEstimator from "../TokenEstimator.ts"
+import { charge, countsTokens } from "./limitState.ts"
 import * as settings from "./settings.ts"
-
-const charactersPerToken = 4
-const defaultOutputTokens = 1024
-
-/** Characters in all strings of a value; object keys and bytes not counted. Safe on cycles. */
-const countCharacters = (value: unknown): number => {
-  let count = 0
-  const seen = new Set<object>()
-  const open: Array<unknown> = [value]
-  while (open.length > 0) {
-    const next = open.pop()
-    if (typeof next === "string") {
-      count += next.length
-    } else if (typeof next === "object" && next !== null && !ArrayBuffer.isView(next) && !seen.has(next)) {
-      seen.add(next)
-      for (const inner of next instanceof Map ? next.values() : next instanceof Set ? next : Object.values(next)) {
-        open.push(inner)
-      }
-    }
-  }
-  return count
-}
+import { measure } from "./tokenEstimator.ts"
 
 /** Which of a request's tokens are not its caller's own figure. */
 export interface Guessed {
@@ -30,16 +10,26 @@ export interface Guessed {
   readonly output: boolean
 }
 
-/** What a request is charged until its usage is known, or what is wrong with its estimates. */
+/** What a request is charged until its usage is known. */
+export interface Estimated extends RateLimiter.Cost {
+  readonly guessed: Guessed
+  /** Learns from what it really used; `undefined` when nothing was estimated. */
+  readonly observe: ((usage: RateLimiter.Tokens) => void) | undefined
+}
+
+/** What a request is charged until its usage is known. What is wrong with its own figures is added to `problems`. */
 export const estimate = (
   config: settings.Settings,
+  estimator: TokenEstimator.Estimator,
   request: {
     readonly params: unknown
+    readonly labels?: Readonly<Record<string, string>> | undefined
     readonly estimatedInputTokens?: number | undefined
     readonly estimatedOutputTokens?: number | undefined
+    readonly maxOutputTokens?: number | undefined
   },
   problems: Array<string>
-): RateLimiter.Tokens & { readonly guessed: Guessed } => {
+): Estimated => {
   const read = (name: string, value: unknown): number | undefined => {
     if (value === undefined) return undefined
     const parsed = settings.tokens(value)
@@ -49,44 +39,63 @@ export const estimate = (
   }
   let inputTokens = read("estimatedInputTokens", request.estimatedInputTokens)
   let outputTokens = read("estimatedOutputTokens", request.estimatedOutputTokens)
-  const guessed = { input: inputTokens === undefined, output: outputTokens === undefined }
-  if ((inputTokens === undefined || outputTokens === undefined) && config.limits.some(countsTokens)) {
-    if (config.estimate !== undefined) {
+  let maxOutputTokens = read("maxOutputTokens", request.maxOutputTokens)
+  const guessed = {
+    input: inputTokens === undefined,
+    output: outputTokens === undefined && maxOutputTokens === undefined
+  }
+  let observe: Estimated["observe"]
+  if (config.limits.some(countsTokens)) {
+    if (config.estimate !== undefined && (inputTokens === undefined || outputTokens === undefined)) {
       try {
         const given = config.estimate(request.params)
         if (typeof given === "object" && given !== null) {
-          const tokens: { inputTokens?: unknown; outputTokens?: unknown } = given
+          const tokens: { inputTokens?: unknown; outputTokens?: unknown; maxOutputTokens?: unknown } = given
           inputTokens ??= read("estimate(params).inputTokens", tokens.inputTokens)
           outputTokens ??= read("estimate(params).outputTokens", tokens.outputTokens)
+          maxOutputTokens ??= read("estimate(params).maxOutputTokens", tokens.maxOutputTokens)
         }
       } catch (error) {
         problems.push(`estimate(params): threw ${settings.show(error)}`)
       }
     }
-    try {
-      inputTokens ??= Math.max(1, Math.ceil(countCharacters(request.params) / charactersPerToken))
-    } catch (error) {
-      problems.push(`params: could not be read to estimate their tokens: ${settings.show(error)}`)
-    }
-    if (outputTokens === undefined) {
-      outputTokens = defaultOutputTokens
-      for (const limit of config.limits) {
-        // The guess never makes a request too large that its input does not.
-        const room = limit.limit - charge(limit.type, { inputTokens: inputTokens ?? 0, outputTokens: 0 })
-        if (countsTokens(limit) && limit.type !== "itpm") outputTokens = Math.min(outputTokens, Math.max(0, room))
+    if (inputTokens === undefined || outputTokens === undefined) {
+      const learned = estimator.estimate({ params: request.params, labels: request.labels, maxOutputTokens })
+      observe = learned.observe
+      // What was learned never makes a request too large that by its characters alone is not.
+      inputTokens ??= clamp(learned.inputTokens, request.params, config.limits)
+      if (outputTokens === undefined) {
+        outputTokens = learned.outputTokens
+        for (const limit of config.limits) {
+          if (limit.charging.output === "maximum" && maxOutputTokens !== undefined) continue
+          const left = limit.limit - charge(limit, { inputTokens, outputTokens: 0 })
+          const each = charge(limit, { inputTokens: 0, outputTokens: 1 })
+          if (countsTokens(limit) && each > 0) {
+            outputTokens = Math.min(outputTokens, Math.max(0, Math.floor(left / each)))
+          }
+        }
       }
     }
   }
-  return { inputTokens: inputTokens ?? 0, outputTokens: outputTokens ?? 0, guessed }
+  return { inputTokens: inputTokens ?? 0, outputTokens: outputTokens ?? 0, maxOutputTokens, guessed, observe }
+}
+
+const clamp = (learned: number, params: unknown, limits: ReadonlyArray<RateLimiter.Limit>): number => {
+  let most = Number.POSITIVE_INFINITY
+  for (const limit of limits) {
+    const each = countsTokens(limit) ? charge(limit, { inputTokens: 1, outputTokens: 0 }) : 0
+    if (each > 0) most = Math.min(most, Math.floor(limit.limit / each))
+  }
+  return learned > most && measure(params).tokens <= most ? most : learned
 }
 
 /** The first limit that could never admit the request. */
 export const tooLarge = (
   limits: ReadonlyArray<RateLimiter.Limit>,
-  tokens: RateLimiter.Tokens
+  cost: RateLimiter.Cost
 ): { readonly limit: RateLimiter.Limit; readonly requested: number } | undefined => {
   for (const limit of limits) {
-    const requested = charge(limit.type, tokens)
+    const requested = charge(limit, cost)
     if (requested > limit.limit) return { limit, requested }
   }
   return undefined

@@ -14,8 +14,9 @@ export class Heap<A> {
   private readonly nodes: Array<Node<A>> = []
   private sequence = 0
 
-  add(key: number, value: A): Node<A> {
-    const node: Node<A> = { key, sequence: this.sequence++, value, index: this.nodes.length }
+  /** Back in its old place among equal keys with the sequence that it had. */
+  add(key: number, value: A, sequence = this.sequence++): Node<A> {
+    const node: Node<A> = { key, sequence, value, index: this.nodes.length }
     this.nodes.push(node)
     this.up(node)
     return node

@@ -1,90 +1,40 @@
 import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
 import * as Semaphore from "effect/Semaphore"
 import type * as RateLimiter from "../RateLimiter.ts"
-import { type Place, SlidingWindow } from "./slidingWindow.ts"
+import { charge, type Charged, LimitState } from "./limitState.ts"
 import * as time from "./time.ts"
 
-/** How much of a limit a request takes. */
-export const charge = (type: RateLimiter.Type, tokens: RateLimiter.Tokens): number => {
-  switch (type) {
-    case "rpm":
-    case "rpd":
-    case "concurrent":
-      return 1
-    case "tpm":
-    case "tpd":
-      return tokens.inputTokens + tokens.outputTokens
-    case "itpm":
-      return tokens.inputTokens
-    case "otpm":
-      return tokens.outputTokens
-  }
-}
-
-/** Whether a limit counts tokens. */
-export const countsTokens = ({ type }: RateLimiter.Limit): boolean =>
-  type === "tpm" || type === "tpd" || type === "itpm" || type === "otpm"
-
-/** A windowed limit: its dated charges, and the sum of the reservations that have no date yet. */
-interface Window {
-  readonly limit: RateLimiter.Limit
-  readonly dated: SlidingWindow
-  held: number
-}
-
-/** Per window: the amount charged, and its place once it is dated. */
+/** What each windowed limit charged. */
 interface Reservation extends RateLimiter.Reservation {
-  readonly amounts: Array<number>
-  readonly places: Array<Place | undefined>
+  readonly charges: ReadonlyArray<Charged>
   settled: boolean
   completed: boolean
 }
 
-const isHeld = (reservation: Reservation, index: number) => reservation.places[index] === undefined
-
-const date = (window: Window, reservation: Reservation, index: number, now: number): void => {
-  const amount = reservation.amounts[index]!
-  window.held -= amount
-  window.dated.expire(now)
-  reservation.places[index] = window.dated.add(now, amount)
-}
-
-// The windows are mutable and every operation on them runs inside one `Ref.modify`: synchronous, so atomic. Copying
+// The states are mutable and every operation on them runs inside one `Ref.modify`: synchronous, so atomic. Copying
 // them would make an admission cost what the windows hold.
-const admit = (windows: ReadonlyArray<Window>, cost: RateLimiter.Tokens, now: number): RateLimiter.Admission => {
+type States = ReadonlyArray<LimitState>
+
+const admit = (states: States, cost: RateLimiter.Cost, now: number): RateLimiter.Admission => {
   let at = now
   let by: RateLimiter.Type | undefined
-  for (const window of windows) {
-    window.dated.expire(now)
-    const excess = window.dated.used + window.held + charge(window.limit.type, cost) - window.limit.limit
-    if (excess > 0) {
-      const freed = window.dated.freedAt(excess)
-      if (by === undefined || freed > at) {
-        at = freed
-        by = window.limit.type
-      }
+  for (const state of states) {
+    const fits = state.fitsAt(charge(state.limit, cost), now)
+    if (fits > at) {
+      at = fits
+      by = state.limit.type
     }
   }
   if (by !== undefined) return { _tag: "Blocked", by, wait: at - now }
-  const amounts = new Array<number>(windows.length)
-  const places = new Array<Place | undefined>(windows.length)
-  for (let i = 0; i < windows.length; i++) {
-    const window = windows[i]!
-    const amount = amounts[i] = charge(window.limit.type, cost)
-    if (window.limit.chargedAt === "dispatch") {
-      places[i] = window.dated.add(now, amount)
-    } else {
-      places[i] = undefined
-      window.held += amount
-    }
-  }
+  const charges = new Array<Charged>(states.length)
+  for (let i = 0; i < states.length; i++) charges[i] = states[i]!.take(charge(states[i]!.limit, cost), now)
   const reservation: Reservation = {
     "~effect-llm-queue/Reservation": true,
-    amounts,
-    places,
+    charges,
     settled: false,
     completed: false
   }
@@ -92,71 +42,82 @@ const admit = (windows: ReadonlyArray<Window>, cost: RateLimiter.Tokens, now: nu
 }
 
 const settle = (
-  windows: ReadonlyArray<Window>,
+  states: States,
   reservation: Reservation,
   usage: RateLimiter.Tokens,
   now: number
 ): RateLimiter.Settlement => {
   if (reservation.settled) return "alreadySettled"
-  let changed = windows.length === 0
-  for (let i = 0; i < windows.length; i++) {
-    const window = windows[i]!
-    const by = charge(window.limit.type, usage) - reservation.amounts[i]!
-    const place = reservation.places[i]
-    if (place !== undefined) {
-      if (window.dated.adjust(now, place, by)) {
-        reservation.amounts[i]! += by
-        changed = true
-      }
-    } else {
-      reservation.amounts[i]! += by
-      window.held += by
-      changed = true
-      if (window.limit.chargedAt === "production") date(window, reservation, i, now)
-    }
+  let changed = states.length === 0
+  for (let i = 0; i < states.length; i++) {
+    const state = states[i]!
+    if (state.settle(reservation.charges[i]!, usage, now)) changed = true
   }
   if (!changed) return "expired"
   reservation.settled = true
   return "settled"
 }
 
-const complete = (windows: ReadonlyArray<Window>, reservation: Reservation, now: number): void => {
+const complete = (states: States, reservation: Reservation, now: number): void => {
   if (reservation.completed) return
   reservation.completed = true
-  for (let i = 0; i < windows.length; i++) {
-    if (isHeld(reservation, i)) date(windows[i]!, reservation, i, now)
-  }
+  for (let i = 0; i < states.length; i++) states[i]!.complete(reservation.charges[i]!, now)
 }
 
 /** Whether there was anything to give back. */
-const giveBack = (windows: ReadonlyArray<Window>, reservation: Reservation, now: number): boolean => {
+const giveBack = (states: States, reservation: Reservation, now: number): boolean => {
   if (reservation.completed) return false
-  reservation.completed = true
-  reservation.settled = true
-  for (let i = 0; i < windows.length; i++) {
-    const window = windows[i]!
-    const place = reservation.places[i]
-    const amount = reservation.amounts[i]!
-    if (place === undefined) window.held -= amount
-    else window.dated.adjust(now, place, -amount)
-  }
+  reservation.completed = reservation.settled = true
+  for (let i = 0; i < states.length; i++) states[i]!.giveBack(reservation.charges[i]!, now)
   return true
 }
 
-const windowUsage = (window: Window, now: number): RateLimiter.Usage => {
-  window.dated.expire(now)
-  const { limit, margin, timePeriod, type } = window.limit
-  const used = window.dated.used + window.held
-  const freed = used < limit ? now : window.dated.freedAt(used - limit + 1)
-  return {
-    type,
-    limit,
-    timePeriod: Duration.millis(timePeriod!),
-    margin: Duration.millis(margin),
-    used,
-    available: Math.max(0, limit - used),
-    timeUntilNextCapacity: Number.isFinite(freed) ? Duration.millis(freed - now) : undefined
+const observe = (
+  states: States,
+  reservation: Reservation,
+  observations: ReadonlyArray<RateLimiter.Observation>,
+  now: number
+): void => {
+  for (const observation of observations) {
+    const index = bestMatch(states, (state) => state.matches(observation))
+    if (index !== undefined) states[index]!.observe(reservation.charges[index]!, observation, now)
   }
+}
+
+const bestMatch = (states: States, score: (state: LimitState) => number | undefined): number | undefined => {
+  let best: number | undefined
+  let least = Number.POSITIVE_INFINITY
+  for (let i = 0; i < states.length; i++) {
+    const value = score(states[i]!)
+    if (value === undefined || value >= least) continue
+    best = i
+    least = value
+  }
+  return best
+}
+
+const refuse = (
+  states: States,
+  reservation: Reservation,
+  refusal: RateLimiter.Refusal,
+  observations: ReadonlyArray<RateLimiter.Observation>,
+  now: number
+): void => {
+  if (reservation.completed) return
+  reservation.completed = reservation.settled = true
+  const amounts = reservation.charges.map(({ amount }) => amount)
+  for (let i = 0; i < states.length; i++) states[i]!.refused(reservation.charges[i]!, now)
+  observe(states, reservation, observations, now)
+  if (refusal.kind !== "rate" && refusal.kind !== "ramp") return
+  // Said by the provider; else the one that has the least left.
+  const named = states.filter(({ limit }) => refusal.types.includes(limit.type))
+  const index = bestMatch(
+    states,
+    (state) => named.length > 0 && !named.includes(state) ? undefined : state.suspicion(refusal, now)
+  )
+  if (index === undefined) return
+  const isOurs = named.length > 0 || refusal.types.length === 0
+  states[index]!.pause(reservation.charges[index]!, amounts[index]!, refusal, isOurs, now)
 }
 
 // The one place where a reservation handed out by this limiter is read back: callers see it as opaque.
@@ -164,16 +125,17 @@ const own = (reservation: RateLimiter.Reservation): Reservation => reservation a
 
 /** @internal */
 export const make = Effect.fnUntraced(function*(limits: ReadonlyArray<RateLimiter.Limit>) {
-  const now = time.monotonic(yield* Clock.Clock)
-  const windows = yield* Ref.make<ReadonlyArray<Window>>(
+  const clock = yield* Clock.Clock
+  const random = yield* Random.Random
+  const now = time.monotonic(clock)
+  const wall = () => clock.currentTimeMillisUnsafe()
+  const states = yield* Ref.make<States>(
     limits.flatMap((limit) =>
-      limit.timePeriod === undefined
-        ? []
-        : [{ limit, dated: new SlidingWindow(limit.timePeriod + limit.margin), held: 0 }]
+      limit.timePeriod === undefined ? [] : [new LimitState(limit, wall, now(), () => random.nextDoubleUnsafe())]
     )
   )
-  const step = <A>(f: (windows: ReadonlyArray<Window>, now: number) => A): Effect.Effect<A> =>
-    Ref.modify(windows, (state) => [f(state, now()), state])
+  const step = <A>(f: (states: States, now: number) => A): Effect.Effect<A> =>
+    Ref.modify(states, (state) => [f(state, now()), state])
 
   const concurrent = limits.find((limit) => limit.type === "concurrent")
   const semaphore = concurrent === undefined ? undefined : yield* Semaphore.make(concurrent.limit)
@@ -207,17 +169,22 @@ export const make = Effect.fnUntraced(function*(limits: ReadonlyArray<RateLimite
         step((state, now) => giveBack(state, own(reservation), now)),
         (given) => given && permit ? releasePermit : Effect.void
       ),
+    observe: (reservation, observations) => step((state, now) => observe(state, own(reservation), observations, now)),
+    refuse: (reservation, refusal, observations) =>
+      step((state, now) => refuse(state, own(reservation), refusal, observations, now)),
     releasePermit,
     usage: Effect.gen(function*() {
       const free = semaphore === undefined ? 0 : yield* semaphore.release(0)
       return yield* step((state, now) => {
-        let window = 0
+        let index = 0
         return limits.map((limit): RateLimiter.Usage => {
-          if (limit.timePeriod !== undefined) return windowUsage(state[window++]!, now)
+          if (limit.timePeriod !== undefined) return state[index++]!.usage(now)
           const used = limit.limit - free
           return {
             type: limit.type,
             limit: limit.limit,
+            enforced: limit.limit,
+            pausedFor: undefined,
             timePeriod: undefined,
             margin: Duration.zero,
             used,

@@ -14,13 +14,17 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Pull from "effect/Pull"
 import * as Queue from "effect/Queue"
+import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
+import * as ProviderProfile from "../ProviderProfile.ts"
 import * as QueueError from "../QueueError.ts"
 import type * as QueueManager from "../QueueManager.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
 import type * as RateLimiter from "../RateLimiter.ts"
+import * as TokenEstimator from "../TokenEstimator.ts"
 import {
   type AnyRequest,
   CurrentEntry,
@@ -28,16 +32,21 @@ import {
   EntryList,
   type Failure,
   type Outcome,
+  processingTime,
   type ProcessorFailure,
   response,
-  type Snapshot
+  type Snapshot,
+  waitingTime
 } from "./entry.ts"
 import { estimate, tooLarge } from "./estimate.ts"
 import { Heap } from "./heap.ts"
-import { charge } from "./memoryLimiter.ts"
+import { charge, countsTokens } from "./limitState.ts"
+import { failureHeaders } from "./provider/classify.ts"
+import { ProviderGate } from "./providerGate.ts"
 import * as requestId from "./requestId.ts"
 import * as settings from "./settings.ts"
 import * as time from "./time.ts"
+import * as tokenEstimator from "./tokenEstimator.ts"
 
 /** A processor whose services are in the context of its registration. */
 export type Processor = (request: AnyRequest) => Effect.Effect<unknown, ProcessorFailure>
@@ -61,6 +70,8 @@ export interface ModelQueue {
     id: string,
     usage: unknown
   ) => Effect.Effect<RateLimiter.Settlement, QueueError.RequestNotFound | QueueError.InvalidRequest>
+  /** The headers of the response to a request that is being processed have come. */
+  readonly observe: (entry: Entry, headers: ProviderProfile.HeadersInput) => Effect.Effect<void>
   readonly info: Effect.Effect<QueueManager.QueueInfo>
   /** Refuses requests from now on; nobody is told yet. Several queues that close together stop before any tells. */
   readonly stop: (options: settings.ShutdownSettings) => void
@@ -108,6 +119,9 @@ const tell = (deferred: Deferred.Deferred<Entry> | undefined, entry: Entry): voi
   if (deferred !== undefined) outside(() => Deferred.doneUnsafe(deferred, Exit.succeed(entry)))
 }
 
+/** Refused attempts of a request that its status tells of. */
+const keptRefusals = 16
+
 /** The shortest sleep, in milliseconds: any clock moves on by it, whatever the rounding of its readings. */
 const resolution = 0.001
 
@@ -132,12 +146,28 @@ export const make = Effect.fnUntraced(function*(
   /** Accepted and not dispatched, in order of acceptance: what the capacity counts, and the nested ones beside. */
   const waiting = new EntryList()
   const order = new Heap<Entry>()
+  /** Waiting, but not to be attempted before a time. */
+  const delayed = new Heap<Entry>()
   const nested = new Set<Entry>()
   const running = new Set<Entry>()
   /** Being processed, but not waited for: they are what asked for the closing. */
   const exempt = new Set<Entry>()
   const deadlines = new Heap<Entry>()
   const ended = new EntryList()
+  const byDefault = TokenEstimator.learned(config.provider?.profile.estimation).make(modelId)
+  const estimator = config.estimator === undefined
+    ? byDefault
+    : tokenEstimator.guard(config.estimator.make(modelId), byDefault, (problem) => {
+      Effect.runForkWith(context)(
+        Effect.logWarning(`The token estimator of model ${modelId} broke, the default stands in: ${problem}`)
+      )
+    })
+  const windows = config.limits.filter(({ timePeriod }) => timePeriod !== undefined).length
+  const tokenLimits = config.limits.filter(countsTokens).map((limit) => ({
+    limit,
+    meter: new tokenEstimator.ReservationMeter()
+  }))
+  const gate = config.provider === undefined ? undefined : new ProviderGate(config.provider)
   let counted = 0
   let completed = 0
   let failed = 0
@@ -192,6 +222,10 @@ export const make = Effect.fnUntraced(function*(
 
   const leaveWaiting = (entry: Entry) => {
     waiting.remove(entry)
+    if (entry.delayed !== undefined) {
+      delayed.remove(entry.delayed)
+      entry.delayed = undefined
+    }
     if (entry.order !== undefined) {
       order.remove(entry.order)
       entry.order = undefined
@@ -200,14 +234,19 @@ export const make = Effect.fnUntraced(function*(
     else counted--
   }
 
-  /** Lets a request that has not been dispatched run on the permit of one that waits for it. */
+  /** Lets a request run on the permit of one that waits for it. */
   const adopt = (entry: Entry, by: Entry): boolean => {
-    if (entry.outcome !== undefined || entry.state === "dispatched") return false
+    if (entry.outcome !== undefined) return false
     entry.awaitedBy.push(by)
-    entry.parent ??= by
+    if (entry.parent === undefined) {
+      entry.parent = by
+      entry.isAdopted = true
+    }
     wake()
     if (entry.nested) return true
     entry.nested = true
+    // It has its own permit, and may need another one for a further attempt.
+    if (entry.state === "dispatched") return true
     if (entry.state === "suspended") {
       suspended.remove(entry)
       enqueue(entry)
@@ -311,18 +350,39 @@ export const make = Effect.fnUntraced(function*(
       abort(entry, shutdownOf(entry))
       return
     }
-    const dispatchedAt = entry.dispatchedAt ?? at
+    if (entry.dispatchedAt === undefined && gate?.isBlocked(at)) {
+      fail(entry, unavailable(entry, gate.reason, Math.max(0, gate.openUntil - at)))
+      return
+    }
     const total = at >= entry.submittedAt + entry.timeout
     const error = new QueueError.QueueTimeout({
       modelId,
       requestId: entry.id,
       limit: total ? "timeout" : "processingTimeout",
       timeoutMillis: total ? entry.timeout : entry.processingTimeout,
-      queueTimeMillis: dispatchedAt - entry.submittedAt,
-      processingTimeMillis: at - dispatchedAt
+      queueTimeMillis: waitingTime(entry, at),
+      processingTimeMillis: processingTime(entry, at)
     })
     abort(entry, { status: "failed", cause: Cause.fail(error) })
   }
+
+  const unavailable = (entry: Entry, reason: string, retryAfterMillis: number | undefined, cause?: unknown) =>
+    new QueueError.ProviderUnavailable({
+      modelId,
+      requestId: entry.id,
+      attempts: entry.attempts,
+      retryAfterMillis,
+      reason,
+      cause
+    })
+
+  const quotaExhausted = (requestId: string) =>
+    new QueueError.QuotaExhausted({
+      modelId,
+      requestId,
+      reason: gate?.quotaReason ?? "",
+      retryInMillis: Math.max(0, (gate?.openUntil ?? 0) - now())
+    })
 
   const queueFull = (requestId: string) => new QueueError.QueueFull({ modelId, requestId, capacity: config.capacity })
 
@@ -365,12 +425,14 @@ export const make = Effect.fnUntraced(function*(
     const headStart = request.priority === undefined
       ? config.headStart
       : parsed("priority", settings.headStart(request.priority), 0)
+    const labelProblem = request.labels === undefined ? undefined : settings.checkLabels(request.labels)
+    if (labelProblem !== undefined) problems.push(`labels: ${labelProblem}`)
     problems.push(...config.checkParams(request.params))
-    const tokens = estimate(config, request, problems)
+    const cost = estimate(config, estimator, request, problems)
     if (problems.length > 0) {
       return new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(request.id), problems })
     }
-    const large = tooLarge(config.limits, tokens)
+    const large = tooLarge(config.limits, cost)
     if (large !== undefined) {
       return new QueueError.RequestTooLarge({
         modelId,
@@ -378,9 +440,9 @@ export const make = Effect.fnUntraced(function*(
         limitType: large.limit.type,
         limit: large.limit.limit,
         requested: large.requested,
-        estimated: charge(large.limit.type, {
-          inputTokens: tokens.guessed.input ? tokens.inputTokens : 0,
-          outputTokens: tokens.guessed.output ? tokens.outputTokens : 0
+        estimated: charge(large.limit, {
+          inputTokens: cost.guessed.input ? cost.inputTokens : 0,
+          outputTokens: cost.guessed.output ? cost.outputTokens : 0
         }) > 0
       })
     }
@@ -392,32 +454,45 @@ export const make = Effect.fnUntraced(function*(
     if (state !== "open" && !(state === "closing" && draining && isNested)) {
       return new QueueError.QueueShutdown({ modelId, requestId: id })
     }
+    if (gate?.isQuotaExhausted(now())) return quotaExhausted(id)
+    const submittedAt = now()
     return {
       queue,
       request: { ...request, id },
       id,
-      tokens,
+      cost,
       createdAt: clock.currentTimeMillisUnsafe(),
-      submittedAt: now(),
+      submittedAt,
       headStart,
       timeout,
       processingTimeout,
       parent,
       span: Context.getOrUndefined(fiber.context, Tracer.ParentSpan),
       awaitedBy: isNested && parent !== undefined ? [parent] : [],
+      isAdopted: false,
       nested: isNested,
       state: "suspended",
+      attempts: 0,
+      refusals: [],
+      waitsSince: submittedAt,
       dispatchedAt: undefined,
+      waited: 0,
+      processed: 0,
+      notBefore: Number.NEGATIVE_INFINITY,
+      retry: undefined,
       endedAt: undefined,
       closesAt: Number.POSITIVE_INFINITY,
       outcome: undefined,
       produced: undefined,
       usage: undefined,
+      learned: false,
       reservation: undefined,
       fiber: undefined,
       done: undefined,
       accepted: undefined,
       order: undefined,
+      sequence: undefined,
+      delayed: undefined,
       deadline: undefined,
       previous: undefined,
       next: undefined,
@@ -527,9 +602,27 @@ export const make = Effect.fnUntraced(function*(
   const settle = (entry: Entry, usage: RateLimiter.Tokens): Effect.Effect<RateLimiter.Settlement> =>
     Effect.map(limiter.settle(entry.reservation!, usage), (settlement) => {
       if (settlement !== "alreadySettled") entry.usage ??= usage
+      if (entry.outcome?.status === "completed") learn(entry)
       wake()
       return settlement
     })
+
+  /** What was cut short says nothing about what requests use. */
+  const learn = (entry: Entry) => {
+    const { cost, usage } = entry
+    if (usage === undefined || entry.learned) return
+    entry.learned = true
+    cost.observe?.(usage)
+    for (const { limit, meter } of tokenLimits) {
+      meter.add({
+        charged: charge(limit, cost),
+        chargedOutput: charge(limit, { ...cost, inputTokens: 0 }),
+        used: charge(limit, usage),
+        usedOutput: charge(limit, { ...usage, inputTokens: 0 }),
+        duration: (entry.endedAt ?? now()) - entry.dispatchedAt!
+      })
+    }
+  }
 
   /** The processor's fiber is ending: its permit goes to whoever runs on it, back to its lender, or back. */
   const returnPermit = (entry: Entry): Effect.Effect<void> => {
@@ -570,8 +663,149 @@ export const make = Effect.fnUntraced(function*(
       (cause) => Effect.exit(Effect.logError(`The end of a request of model ${modelId} went wrong`, cause))
     )
 
+  /** What a failure means when it is the provider's, and what its headers say. */
+  const readFailure = (cause: Cause.Cause<ProcessorFailure>, { settings: { profile } }: ProviderGate) => {
+    const wall = clock.currentTimeMillisUnsafe()
+    for (const reason of cause.reasons) {
+      const error: unknown = Cause.isFailReason(reason)
+        ? reason.error
+        : Cause.isDieReason(reason)
+        ? reason.defect
+        : undefined
+      const refusal = ProviderProfile.classify(profile, error, wall)
+      if (refusal !== undefined) return { refusal, observations: failureHeaders(profile, error, wall) }
+    }
+    return undefined
+  }
+
+  /** The end of a request that the provider refused, without a further attempt. */
+  const endOf = (
+    entry: Entry,
+    cause: Cause.Cause<ProcessorFailure>,
+    refusal: RateLimiter.Refusal
+  ): Outcome => {
+    switch (refusal.kind) {
+      case "rate":
+      case "ramp": {
+        const error = new QueueError.RateLimitExceeded({
+          modelId,
+          requestId: entry.id,
+          attempts: entry.attempts,
+          limitTypes: [...refusal.types],
+          retryAfterMillis: refusal.retryAfter,
+          cause: Cause.squash(cause)
+        })
+        return { status: "failed", cause: Cause.fail(error) }
+      }
+      case "overload": {
+        const error = unavailable(entry, refusal.message, refusal.retryAfter, Cause.squash(cause))
+        return { status: "failed", cause: Cause.fail(error) }
+      }
+      case "quota":
+        return { status: "failed", cause: Cause.fail(quotaExhausted(entry.id)) }
+      default:
+        return outcomeOf(entry, Exit.failCause(cause))
+    }
+  }
+
+  /** Milliseconds until a refused request may be attempted again at the earliest; `undefined` for never. */
+  const delayOf = Effect.fnUntraced(function*(
+    entry: Entry,
+    refusal: RateLimiter.Refusal,
+    { isQuotaExhausted, payRetry, settings }: ProviderGate
+  ) {
+    const isHealthy = refusal.kind === "rate" || refusal.kind === "ramp"
+    if (!isHealthy && refusal.kind !== "overload" && refusal.kind !== "transient") return undefined
+    if (state !== "open" && !(state === "closing" && draining)) return undefined
+    if (isQuotaExhausted(now())) return undefined
+    const next = yield* Effect.exit(Effect.flatMap(
+      entry.retry === undefined ? Schedule.toStep(settings.schedule) : Effect.succeed(entry.retry),
+      (step) => (entry.retry = step)(clock.currentTimeMillisUnsafe(), refusal)
+    ))
+    if (Exit.isFailure(next)) {
+      if (!Pull.isDoneCause(next.cause)) {
+        yield* Effect.logWarning(
+          `The retry schedule of model ${modelId} broke: there is no further attempt`,
+          next.cause
+        )
+      }
+      return undefined
+    }
+    const delay = Math.max(Duration.toMillis(next.value[1]), refusal.retryAfter ?? 0)
+    if (now() + delay >= entry.submittedAt + entry.timeout) return undefined
+    return isHealthy || payRetry() ? delay : undefined
+  })
+
+  /** Back to the waiting ones, in its old place or, by descent, ahead of those who came later. */
+  const requeue = (entry: Entry, refusal: RateLimiter.Refusal, delay: number) => {
+    const at = now()
+    const queueTime = entry.dispatchedAt! - entry.waitsSince
+    const processingTime = at - entry.dispatchedAt!
+    if (entry.refusals.length === keptRefusals) entry.refusals.shift()
+    entry.refusals.push({
+      kind: refusal.kind,
+      limitTypes: refusal.types,
+      message: refusal.message,
+      queueTime: Duration.millis(queueTime),
+      processingTime: Duration.millis(processingTime),
+      retryAfter: refusal.retryAfter === undefined ? undefined : Duration.millis(refusal.retryAfter)
+    })
+    entry.processed += processingTime
+    entry.dispatchedAt = undefined
+    entry.reservation = undefined
+    entry.usage = undefined
+    entry.waitsSince = at
+    entry.notBefore = at + delay
+    setDeadline(entry, entry.submittedAt + entry.timeout)
+    enqueue(entry)
+  }
+
+  const finishRefused = Effect.fnUntraced(function*(
+    entry: Entry,
+    cause: Cause.Cause<ProcessorFailure>,
+    { observations, refusal }: NonNullable<ReturnType<typeof readFailure>>,
+    gate: ProviderGate
+  ) {
+    gate.refusals[refusal.kind]++
+    const failed = refusal.kind === "overload" || refusal.kind === "transient"
+    if (failed || refusal.kind === "quota") gate.failed(entry, refusal, entry.dispatchedAt!, running.size, now())
+    else gate.answered(entry, false)
+    if (refusal.kind === "rate" && windows === 0) gate.limited(refusal, entry.dispatchedAt!, running.size, now())
+    const outcome = endOf(entry, cause, refusal)
+    yield* survived(() =>
+      failed
+        ? Effect.andThen(limiter.observe(entry.reservation!, observations), limiter.complete(entry.reservation!))
+        : limiter.refuse(entry.reservation!, refusal, observations)
+    )
+    yield* survived(() => returnPermit(entry))
+    const delay = entry.outcome === undefined ? yield* delayOf(entry, refusal, gate) : undefined
+    running.delete(entry)
+    entry.fiber = undefined
+    wake()
+    if (delay !== undefined && entry.outcome === undefined && !exempt.has(entry)) {
+      requeue(entry, refusal, delay)
+    } else {
+      exempt.delete(entry)
+      entry.parent = entry.span = undefined
+      if (!end(entry, outcome)) {
+        entry.request = undefined
+        checkDrained()
+      }
+    }
+    if (refusal.kind !== "quota") return
+    for (const list of [suspended, waiting]) {
+      while (list.first !== undefined) fail(list.first, quotaExhausted(list.first.id))
+    }
+  })
+
   /** After the fiber of the attempt has ended, and its children with it. */
   const finish = (entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): Effect.Effect<void> => {
+    if (gate !== undefined) {
+      const failure = Exit.isSuccess(exit) ? undefined : readFailure(exit.cause, gate)
+      if (Exit.isFailure(exit) && failure !== undefined) return finishRefused(entry, exit.cause, failure, gate)
+      if (Exit.isSuccess(exit)) gate.answered(entry, true)
+      else gate.ended(entry)
+    }
     const outcome = entry.outcome === undefined ? entry.produced = outcomeOf(entry, exit) : entry.outcome
     return survived(() =>
       Effect.flatMap(readUsage(exit), (usage) => usage === undefined ? Effect.void : settle(entry, usage))
@@ -584,6 +818,7 @@ export const make = Effect.fnUntraced(function*(
           exempt.delete(entry)
           entry.fiber = entry.parent = entry.span = undefined
           wake()
+          if (outcome.status === "completed") learn(entry)
           if (end(entry, outcome)) return
           entry.request = undefined
           checkDrained()
@@ -596,6 +831,9 @@ export const make = Effect.fnUntraced(function*(
     leaveWaiting(entry)
     entry.state = "dispatched"
     entry.dispatchedAt = now()
+    entry.waited += entry.dispatchedAt - entry.waitsSince
+    entry.attempts++
+    gate?.dispatched(entry)
     entry.reservation = reservation
     running.add(entry)
     if (entry.processingTimeout !== Number.POSITIVE_INFINITY) {
@@ -621,9 +859,30 @@ export const make = Effect.fnUntraced(function*(
     woken = false
     for (const entry of messages) {
       if (entry === wakeUp || entry.outcome !== undefined) continue
-      if (entry.nested) nested.add(entry)
-      else entry.order = order.add(entry.submittedAt - entry.headStart, entry)
+      if (entry.notBefore > now()) entry.delayed = delayed.add(entry.notBefore, entry)
+      else putInOrder(entry)
     }
+  }
+
+  const putInOrder = (entry: Entry) => {
+    if (entry.nested) {
+      nested.add(entry)
+      return
+    }
+    entry.order = order.add(entry.submittedAt - entry.headStart, entry, entry.sequence)
+    entry.sequence = entry.order.sequence
+  }
+
+  /** Puts in order what need not be delayed any longer, and says how long the next one must. */
+  const resumeDelayed = (): number => {
+    const at = now()
+    for (let node = delayed.peek(); node !== undefined; node = delayed.peek()) {
+      if (node.key > at) return node.key - at
+      delayed.remove(node)
+      node.value.delayed = undefined
+      putInOrder(node.value)
+    }
+    return Number.POSITIVE_INFINITY
   }
 
   /** Somebody being processed who waits for it, directly or by descent, and whose permit nobody runs on. */
@@ -649,10 +908,14 @@ export const make = Effect.fnUntraced(function*(
     return true
   }
 
+  const gateWait = (entry: Entry, gate: ProviderGate): number =>
+    entry.nested ? gate.nestedWait(now()) : gate.wait(now(), running.size)
+
   /** Dispatches an admitted request, on its own permit or on its lender's, unless one of them left meanwhile. */
   const use = (entry: Entry, reservation: RateLimiter.Reservation, lender?: Entry): Effect.Effect<void> =>
     Effect.suspend(() => {
-      if (entry.outcome !== undefined || (lender !== undefined && lenderOf(entry) !== lender)) {
+      const left = entry.outcome !== undefined || (lender !== undefined && lenderOf(entry) !== lender)
+      if (left || (gate !== undefined && gateWait(entry, gate) > 0)) {
         return limiter.giveBack(reservation, lender === undefined)
       }
       if (lender === undefined) {
@@ -673,16 +936,17 @@ export const make = Effect.fnUntraced(function*(
     // What is being processed may wait for nested requests, so these go first. One that lacks a permit holds back
     // nobody: its siblings have it, and may in turn wait for a nested request behind it.
     let hasPermit = true
-    for (const entry of nested.size === 0 ? [] : Array.from(nested)) {
+    const nestedWait = gate === undefined ? 0 : gate.nestedWait(now())
+    for (const entry of nested.size === 0 || nestedWait > 0 ? [] : Array.from(nested)) {
       if (entry.outcome !== undefined) continue
-      let admission = hasPermit ? yield* limiter.admit(entry.tokens, true) : undefined
+      let admission = hasPermit ? yield* limiter.admit(entry.cost, true) : undefined
       let lender: Entry | undefined
       if (admission === undefined || (admission._tag === "Blocked" && admission.by === "concurrent")) {
         // Then there is none for the others either: the limiter, which may be far away, is asked once.
         hasPermit = false
         lender = lenderOf(entry)
         if (lender === undefined) continue
-        admission = yield* limiter.admit(entry.tokens, false)
+        admission = yield* limiter.admit(entry.cost, false)
       }
       if (admission._tag === "Admitted") {
         yield* use(entry, admission.reservation, lender)
@@ -698,15 +962,20 @@ export const make = Effect.fnUntraced(function*(
           requestId: entry.id,
           limitType: by,
           limit: limit.limit,
-          requested: charge(by, entry.tokens),
+          requested: charge(limit, entry.cost),
           estimated: false
         })
       )
       return 0
     }
     const head = order.peek()
-    if (head === undefined) return Number.POSITIVE_INFINITY
-    const admission = yield* limiter.admit(head.value.tokens, true)
+    const wait = gate === undefined ? 0 : gate.wait(now(), running.size)
+    if (head === undefined || wait > 0) {
+      return nested.size === 0 || nestedWait === 0
+        ? head === undefined ? Number.POSITIVE_INFINITY : wait
+        : Math.min(nestedWait, wait)
+    }
+    const admission = yield* limiter.admit(head.value.cost, true)
     if (admission._tag === "Blocked") return admission.wait
     yield* use(head.value, admission.reservation)
     return 0
@@ -715,7 +984,8 @@ export const make = Effect.fnUntraced(function*(
   const dispatcher = Effect.gen(function*() {
     while (true) {
       if (Queue.sizeUnsafe(intake) > 0) drainIntake(yield* Queue.clear(intake))
-      const wait = yield* admitNext()
+      const delay = resumeDelayed()
+      const wait = Math.min(delay, yield* admitNext())
       if (wait > 0 && Queue.sizeUnsafe(intake) === 0) yield* sleepUntilOr(now() + wait, Queue.peek(intake))
     }
   })
@@ -823,6 +1093,7 @@ export const make = Effect.fnUntraced(function*(
               Effect.sync(() => {
                 const index = adopted ? entry.awaitedBy.indexOf(current) : -1
                 if (index >= 0) entry.awaitedBy.splice(index, 1)
+                if (entry.isAdopted && entry.parent === current) entry.parent = entry.awaitedBy[0]
               })
           )
         })
@@ -854,6 +1125,16 @@ export const make = Effect.fnUntraced(function*(
         }
         return settle(entry, usage)
       }),
+    observe: (entry, headers) => {
+      const { reservation } = entry
+      if (config.provider === undefined || reservation === undefined) return Effect.void
+      const observations = ProviderProfile.observations(
+        config.provider.profile,
+        headers,
+        clock.currentTimeMillisUnsafe()
+      )
+      return observations.length === 0 ? Effect.void : Effect.map(limiter.observe(reservation, observations), wake)
+    },
     info: Effect.map(limiter.usage, (rateLimiters) => ({
       modelId,
       state,
@@ -864,7 +1145,16 @@ export const make = Effect.fnUntraced(function*(
       completed,
       failed,
       cancelled,
-      rateLimiters
+      rateLimiters,
+      reservations: tokenLimits.flatMap(({ limit, meter }) => {
+        const cost = meter.cost({
+          refund: limit.charging.refund && limit.algorithm !== "paced",
+          bucket: limit.algorithm === "tokenBucket",
+          period: limit.timePeriod!
+        })
+        return cost === undefined ? [] : [{ ...cost, type: limit.type }]
+      }),
+      provider: gate?.info(now())
     })),
     stop,
     close,

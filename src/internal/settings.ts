@@ -2,14 +2,19 @@ import * as Cause from "effect/Cause"
 import * as Duration from "effect/Duration"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
+import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as ModelConfig from "../ModelConfig.ts"
+import type * as ProviderProfile from "../ProviderProfile.ts"
 import type * as RateLimiter from "../RateLimiter.ts"
+import type * as TokenEstimator from "../TokenEstimator.ts"
 
 /** A model's configuration, checked, with every default filled in and every duration in milliseconds. */
 export interface Settings {
   readonly modelId: string
   readonly limits: ReadonlyArray<RateLimiter.Limit>
+  readonly provider: ProviderSettings | undefined
+  readonly estimator: TokenEstimator.TokenEstimator | undefined
   readonly capacity: number
   readonly strategy: ModelConfig.Strategy
   readonly retainCount: number
@@ -111,16 +116,38 @@ export const tokens = (input: unknown): number | string =>
     ? Math.ceil(input)
     : `expected a number of tokens from 0 to ${maxLimit}, got ${show(input)}`
 
+/** What is wrong with the labels of a request, if anything. */
+export const checkLabels = (labels: unknown): string | undefined => {
+  if (typeof labels !== "object" || labels === null || Array.isArray(labels)) {
+    return `expected an object of strings, got ${show(labels)}`
+  }
+  const entries = Object.entries(labels)
+  if (entries.length > 16) return `expected at most 16, got ${entries.length}`
+  for (const [name, value] of entries) {
+    if (typeof value !== "string") return `${name}: expected a string, got ${show(value)}`
+    if (value.length > maxId || name.length > maxId) return `${show(name)}: expected at most ${maxId} characters`
+  }
+  return undefined
+}
+
 /** A usage report, or what is wrong with it. */
 export const usage = (input: unknown): RateLimiter.Tokens | ReadonlyArray<string> => {
   if (typeof input !== "object" || input === null) {
     return [`expected { inputTokens, outputTokens }, got ${show(input)}`]
   }
-  const report: { inputTokens?: unknown; outputTokens?: unknown } = input
+  const report: { inputTokens?: unknown; outputTokens?: unknown; cachedInputTokens?: unknown } = input
   const inputTokens = tokens(report.inputTokens)
   const outputTokens = tokens(report.outputTokens)
-  if (typeof inputTokens === "number" && typeof outputTokens === "number") return { inputTokens, outputTokens }
+  const cachedInputTokens = report.cachedInputTokens === undefined ? undefined : tokens(report.cachedInputTokens)
+  if (
+    typeof inputTokens === "number" && typeof outputTokens === "number" && typeof cachedInputTokens !== "string"
+  ) {
+    return cachedInputTokens === undefined
+      ? { inputTokens, outputTokens }
+      : { inputTokens, outputTokens, cachedInputTokens }
+  }
   return [
+    ...(typeof cachedInputTokens === "string" ? [`cachedInputTokens: ${cachedInputTokens}`] : []),
     ...(typeof inputTokens === "string" ? [`inputTokens: ${inputTokens}`] : []),
     ...(typeof outputTokens === "string" ? [`outputTokens: ${outputTokens}`] : [])
   ]
@@ -140,7 +167,11 @@ export const whole = (name: string, value: unknown, otherwise: number, problems:
 const isType = (value: unknown): value is RateLimiter.Type =>
   value === "concurrent" || (typeof value === "string" && Object.hasOwn(defaultPeriods, value))
 
-const resolveLimits = (definition: ModelConfig.Limits, problems: Array<string>): ReadonlyArray<RateLimiter.Limit> => {
+const resolveLimits = (
+  definition: ModelConfig.Limits,
+  provider: ProviderProfile.ProviderProfile | undefined,
+  problems: Array<string>
+): ReadonlyArray<RateLimiter.Limit> => {
   const given: { rateLimiters?: unknown; rateLimit?: unknown; rateLimiterMode?: unknown; timePeriod?: unknown } =
     definition
   if (given.rateLimit !== undefined) {
@@ -149,13 +180,13 @@ const resolveLimits = (definition: ModelConfig.Limits, problems: Array<string>):
     }
     const mode = given.rateLimiterMode ?? "requests_per_period"
     if (mode === "concurrent_requests") {
-      return resolveLimit({ type: "concurrent", limit: given.rateLimit, timePeriod: given.timePeriod }, {
+      return resolveLimit({ type: "concurrent", limit: given.rateLimit, timePeriod: given.timePeriod }, provider, {
         limit: "rateLimit",
         timePeriod: "timePeriod"
       }, problems)
     }
     if (mode === "requests_per_period") {
-      return resolveLimit({ type: "rpm", limit: given.rateLimit, timePeriod: given.timePeriod }, {
+      return resolveLimit({ type: "rpm", limit: given.rateLimit, timePeriod: given.timePeriod }, provider, {
         limit: "rateLimit",
         timePeriod: "timePeriod"
       }, problems)
@@ -177,7 +208,8 @@ const resolveLimits = (definition: ModelConfig.Limits, problems: Array<string>):
   const limits: Array<RateLimiter.Limit> = []
   for (const [index, config] of rateLimiters.entries()) {
     const at = `rateLimiters[${index}]`
-    for (const limit of resolveLimit(config, { limit: `${at}.limit`, timePeriod: `${at}.timePeriod` }, problems, at)) {
+    const names = { limit: `${at}.limit`, timePeriod: `${at}.timePeriod` }
+    for (const limit of resolveLimit(config, provider, names, problems, at)) {
       if (limits.some((other) => other.type === limit.type && other.timePeriod === limit.timePeriod)) {
         problems.push(
           `${at}: a second ${limit.type} limit${
@@ -191,8 +223,87 @@ const resolveLimits = (definition: ModelConfig.Limits, problems: Array<string>):
   return limits
 }
 
+const algorithms: ReadonlySet<unknown> = new Set(["slidingWindow", "tokenBucket", "fixedWindow", "paced"])
+
+const isTimeZone = (value: unknown): value is string => {
+  if (typeof value !== "string") return false
+  try {
+    return new Intl.DateTimeFormat("en", { timeZone: value }).resolvedOptions().timeZone !== ""
+  } catch {
+    return false
+  }
+}
+
+const resolveCharging = (
+  given: unknown,
+  at: string,
+  problems: Array<string>
+): RateLimiter.Limit["charging"] => {
+  if (given !== undefined && (typeof given !== "object" || given === null)) {
+    problems.push(`${at}: expected an object, got ${show(given)}`)
+  }
+  const charging: { readonly [K in keyof RateLimiter.Charging]: unknown } = given ?? {}
+  const flag = (name: "refund" | "cachedInput" | "refused", otherwise: boolean): boolean => {
+    const value = charging[name] ?? otherwise
+    if (typeof value === "boolean") return value
+    problems.push(`${at}.${name}: expected true or false, got ${show(value)}`)
+    return otherwise
+  }
+  const weight = (name: "inputWeight" | "outputWeight"): number => {
+    const value = charging[name] ?? 1
+    if (typeof value === "number" && value >= 0 && value <= 1000) return value
+    problems.push(`${at}.${name}: expected a number from 0 to 1000, got ${show(value)}`)
+    return 1
+  }
+  const output = charging.output ?? "expected"
+  if (output !== "expected" && output !== "maximum") {
+    problems.push(`${at}.output: expected "expected" or "maximum", got ${show(output)}`)
+  }
+  const combine = charging.combine ?? "sum"
+  if (combine !== "sum" && combine !== "maximum") {
+    problems.push(`${at}.combine: expected "sum" or "maximum", got ${show(combine)}`)
+  }
+  return {
+    output: output === "maximum" ? "maximum" : "expected",
+    combine: combine === "maximum" ? "maximum" : "sum",
+    inputWeight: weight("inputWeight"),
+    outputWeight: weight("outputWeight"),
+    refund: flag("refund", true),
+    cachedInput: flag("cachedInput", true),
+    refused: flag("refused", false)
+  }
+}
+
+const windowOptions = [
+  "timePeriod",
+  "margin",
+  "chargedAt",
+  "algorithm",
+  "burst",
+  "headroom",
+  "quantum",
+  "timeZone",
+  "coldStart",
+  "charging"
+] as const
+
+/** What is given, and where it says nothing what the provider's profile says of limits of its type. */
+const withRule = (
+  config: object,
+  type: RateLimiter.Type,
+  provider: ProviderProfile.ProviderProfile | undefined
+): { readonly [K in (typeof windowOptions)[number] | "type" | "limit"]?: unknown } => {
+  if (provider === undefined || type === "concurrent") return config
+  const given = Object.fromEntries(Object.entries(config).filter(([, value]) => value !== undefined))
+  const rule = provider.limits[type]
+  const own: unknown = given["charging"]
+  const charging = own === undefined || typeof own === "object" ? { ...rule?.charging, ...own } : own
+  return { margin: provider.margin, ...rule, ...given, charging }
+}
+
 const resolveLimit = (
   config: unknown,
+  provider: ProviderProfile.ProviderProfile | undefined,
   names: { readonly limit: string; readonly timePeriod: string },
   problems: Array<string>,
   at = "rateLimit"
@@ -201,50 +312,154 @@ const resolveLimit = (
     problems.push(`${at}: expected a limit such as RateLimiter.rpm(500), got ${show(config)}`)
     return []
   }
-  const given: { type?: unknown; limit?: unknown; timePeriod?: unknown; margin?: unknown; chargedAt?: unknown } = config
   const before = problems.length
-  if (!isType(given.type)) {
+  const named: { readonly type?: unknown } = config
+  if (!isType(named.type)) {
     problems.push(
       `${at}.type: expected one of ${[...Object.keys(defaultPeriods), "concurrent"].join(", ")}, got ${
-        show(given.type)
+        show(named.type)
       }`
     )
   }
+  const type = isType(named.type) ? named.type : "rpm"
+  const given = withRule(config, type, provider)
   if (!isWhole(given.limit, 1, maxLimit)) {
     problems.push(`${names.limit}: expected a whole number from 1 to ${maxLimit}, got ${show(given.limit)}`)
   }
-  const type = isType(given.type) ? given.type : "rpm"
   if (type === "concurrent") {
-    for (const name of ["timePeriod", "margin", "chargedAt"] as const) {
+    for (const name of windowOptions) {
       if (given[name] !== undefined) {
         problems.push(`${name === "timePeriod" ? names.timePeriod : `${at}.${name}`}: a concurrent limit has none`)
       }
     }
-    if (problems.length > before) return []
-    return [{ type, limit: given.limit as number, timePeriod: undefined, margin: 0, chargedAt: "dispatch" }]
   }
-  const timePeriod = given.timePeriod === undefined ? defaultPeriods[type] : millis(given.timePeriod)
-  if (timePeriod === undefined || timePeriod < 1 || timePeriod > maxPeriod) {
-    problems.push(
-      `${names.timePeriod}: expected a duration from 1 millisecond to 366 days, got ${show(given.timePeriod)}`
-    )
+  const span = (name: string, value: unknown, otherwise: number, min: number, what: string): number => {
+    const parsed = value === undefined ? otherwise : millis(value)
+    if (parsed !== undefined && parsed >= min && parsed <= maxPeriod) return parsed
+    problems.push(`${name}: expected a duration from ${what} to 366 days, got ${show(value)}`)
+    return otherwise
   }
-  const margin = given.margin === undefined ? 0 : millis(given.margin)
-  if (margin === undefined || margin < 0 || margin > maxPeriod) {
-    problems.push(`${at}.margin: expected a duration from zero to 366 days, got ${show(given.margin)}`)
+  const timePeriod = type === "concurrent"
+    ? undefined
+    : span(names.timePeriod, given.timePeriod, defaultPeriods[type], 1, "1 millisecond")
+  const margin = type === "concurrent" ? 0 : span(`${at}.margin`, given.margin, 0, 0, "zero")
+  const headroom = type === "concurrent" ? 0 : span(`${at}.headroom`, given.headroom, 0, 0, "zero")
+  const quantum = given.quantum === undefined || type === "concurrent"
+    ? undefined
+    : span(`${at}.quantum`, given.quantum, 0, 1, "1 millisecond")
+  if (quantum !== undefined && timePeriod !== undefined && quantum >= timePeriod) {
+    problems.push(`${at}.quantum: expected less than the period of the limit, got ${show(given.quantum)}`)
   }
   const chargedAt = given.chargedAt ?? "dispatch"
   if (chargedAt !== "dispatch" && chargedAt !== "completion" && chargedAt !== "production") {
     problems.push(`${at}.chargedAt: expected "dispatch", "completion" or "production", got ${show(chargedAt)}`)
   }
+  const algorithm = given.algorithm ?? "slidingWindow"
+  if (!algorithms.has(algorithm)) {
+    problems.push(
+      `${at}.algorithm: expected "slidingWindow", "tokenBucket", "fixedWindow" or "paced", got ${show(algorithm)}`
+    )
+  }
+  const { burst, coldStart = false, timeZone = "UTC" } = given
+  if (burst !== undefined && !(typeof burst === "number" && burst >= 1 && burst <= maxLimit)) {
+    problems.push(`${at}.burst: expected a number from 1 to ${maxLimit}, got ${show(burst)}`)
+  }
+  if (algorithm === "fixedWindow" && timePeriod !== undefined && day % timePeriod !== 0) {
+    problems.push(
+      `${names.timePeriod}: expected a day or a part that divides it for fixed windows, got ${show(given.timePeriod)}`
+    )
+  }
+  if (!isTimeZone(timeZone)) problems.push(`${at}.timeZone: expected a time zone such as "UTC", got ${show(timeZone)}`)
+  if (typeof coldStart !== "boolean") {
+    problems.push(`${at}.coldStart: expected true or false, got ${show(coldStart)}`)
+  }
+  const charging = resolveCharging(given.charging, `${at}.charging`, problems)
   if (problems.length > before) return []
   return [{
     type,
     limit: given.limit as number,
-    timePeriod: timePeriod!,
-    margin: margin!,
-    chargedAt: chargedAt as RateLimiter.ChargedAt
+    timePeriod,
+    margin,
+    chargedAt: chargedAt as RateLimiter.ChargedAt,
+    algorithm: algorithm as RateLimiter.Algorithm,
+    burst: burst as number | undefined,
+    headroom,
+    quantum,
+    timeZone: timeZone as string,
+    coldStart: coldStart as boolean,
+    charging
   }]
+}
+
+/** How failures of the provider are treated; `undefined` for a model without a provider's profile. */
+export interface ProviderSettings {
+  readonly profile: ProviderProfile.ProviderProfile
+  readonly schedule: Schedule.Schedule<unknown, RateLimiter.Refusal>
+  readonly budget: number
+  readonly failures: number
+  readonly cooldown: number
+  readonly quotaCooldown: number
+}
+
+/** Half a second, doubled up to half a minute, spread by chance; five times. */
+const defaultSchedule: ProviderSettings["schedule"] = Schedule.max([
+  Schedule.min([Schedule.exponential("500 millis"), Schedule.spaced("30 seconds")]),
+  Schedule.recurs(5)
+]).pipe(Schedule.jittered)
+
+const isProfile = (value: unknown): value is ProviderProfile.ProviderProfile => {
+  if (typeof value !== "object" || value === null) return false
+  const profile: { readonly [K in keyof ProviderProfile.ProviderProfile]?: unknown } = value
+  return typeof profile.name === "string" && typeof profile.limits === "object" && profile.limits !== null
+    && [profile.headers, profile.errors, profile.retryAfter, profile.limitNames].every(Array.isArray)
+}
+
+const resolveProvider = (
+  definition: ModelConfig.Definition,
+  problems: Array<string>
+): ProviderSettings | undefined => {
+  const { circuitBreaker, provider, retry } = definition
+  for (const [name, value] of [["retry", retry], ["circuitBreaker", circuitBreaker]] as const) {
+    if (value === undefined) continue
+    if (typeof value !== "object" || value === null) problems.push(`${name}: expected an object, got ${show(value)}`)
+    else if (provider === undefined) problems.push(`${name}: needs a provider, which tells failures apart`)
+  }
+  if (provider === undefined) return undefined
+  if (!isProfile(provider)) {
+    problems.push(`provider: expected a profile such as ProviderProfile.openai, got ${show(provider)}`)
+    return undefined
+  }
+  const span = (name: string, value: unknown, otherwise: number): number => {
+    const parsed = value === undefined ? otherwise : millis(value)
+    if (parsed !== undefined && parsed > 0 && parsed <= maxPeriod) return parsed
+    problems.push(`${name}: expected a duration of more than zero and up to 366 days, got ${show(value)}`)
+    return otherwise
+  }
+  const schedule = retry?.schedule ?? defaultSchedule
+  if (!Schedule.isSchedule(schedule)) problems.push(`retry.schedule: expected a Schedule, got ${show(schedule)}`)
+  const budget = retry?.budget ?? 0.1
+  if (!(typeof budget === "number" && budget >= 0 && budget <= 100)) {
+    problems.push(`retry.budget: expected a number of retries per success from 0 to 100, got ${show(budget)}`)
+  }
+  return {
+    profile: provider,
+    schedule,
+    budget,
+    failures: whole("circuitBreaker.failures", circuitBreaker?.failures, 5, problems),
+    cooldown: span("circuitBreaker.cooldown", circuitBreaker?.cooldown, 1000),
+    quotaCooldown: span("circuitBreaker.quotaCooldown", circuitBreaker?.quotaCooldown, 300_000)
+  }
+}
+
+const resolveEstimator = (
+  { estimator }: ModelConfig.Definition,
+  problems: Array<string>
+): TokenEstimator.TokenEstimator | undefined => {
+  if (estimator === undefined || (typeof estimator === "object" && estimator !== null && "make" in estimator)) {
+    return estimator
+  }
+  problems.push(`estimator: expected one such as TokenEstimator.learned(), got ${show(estimator)}`)
+  return undefined
 }
 
 /** Checks shutdown options; what is left out, or is wrong, comes from `base`. */
@@ -297,7 +512,8 @@ export const resolve = (
   const problems: Array<string> = []
   const idProblem = checkId(modelId)
   if (idProblem !== undefined) problems.push(`modelId: ${idProblem}`)
-  const limits = resolveLimits(definition, problems)
+  const provider = resolveProvider(definition, problems)
+  const limits = resolveLimits(definition, provider?.profile, problems)
   const capacity = whole("capacity", definition.capacity, 10_000, problems)
   const strategy = definition.strategy ?? "suspend"
   if (strategy !== "suspend" && strategy !== "reject" && strategy !== "dropOldest") {
@@ -325,6 +541,8 @@ export const resolve = (
   const settings: Settings = {
     modelId,
     limits,
+    provider,
+    estimator: resolveEstimator(definition, problems),
     capacity,
     strategy,
     retainCount,

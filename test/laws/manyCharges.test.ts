@@ -6,6 +6,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Effect } from "effect"
 import { RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
+import { limit as makeLimit } from "../limit.ts"
 import { random } from "./schedule.ts"
 
 const seed = Number(process.env["SEED"] ?? Math.floor(Math.random() * 1e9))
@@ -27,7 +28,7 @@ describe("a window with more than 32,768 charges", () => {
         const limit = 300_000
         const service = yield* RateLimiter.RateLimiter
         const limiter = yield* service.make("model", [
-          { type: "tpm", limit, timePeriod: period, margin: 0, chargedAt: "dispatch" }
+          makeLimit("tpm", limit, { timePeriod: period })
         ])
         const charges: Array<Charge> = []
         let gone = 0

@@ -3,6 +3,7 @@ import { Clock, Effect, Fiber } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import { exactCharges, SlidingWindow } from "../../src/internal/slidingWindow.ts"
+import { limit as makeLimit } from "../limit.ts"
 
 /** Its end waits for nobody, so that a test can leave requests behind. */
 const Manager = QueueManager.layerWith({ shutdown: { policy: "interrupt", deadline: 0 } })
@@ -144,8 +145,8 @@ describe("pitfalls: limits", () => {
   it.effect("a reservation given back or completed twice counts once", () =>
     Effect.gen(function*() {
       const limiter = yield* (yield* RateLimiter.RateLimiter).make("twice", [
-        { type: "rpm", limit: 5, timePeriod: 1000, margin: 0, chargedAt: "dispatch" },
-        { type: "tpm", limit: 100, timePeriod: 1000, margin: 0, chargedAt: "completion" }
+        makeLimit("rpm", 5),
+        makeLimit("tpm", 100, { chargedAt: "completion" })
       ])
       const admit = Effect.map(limiter.admit({ inputTokens: 10, outputTokens: 0 }, true), (admission) => {
         assert(admission._tag === "Admitted")
@@ -165,7 +166,7 @@ describe("pitfalls: limits", () => {
   it.effect("a permit that nobody holds cannot be given back", () =>
     Effect.gen(function*() {
       const limiter = yield* (yield* RateLimiter.RateLimiter).make("unpaired", [
-        { type: "concurrent", limit: 2, timePeriod: undefined, margin: 0, chargedAt: "dispatch" }
+        makeLimit("concurrent", 2)
       ])
       for (let i = 0; i < 5; i++) yield* limiter.releasePermit
       const admissions = yield* Effect.forEach(

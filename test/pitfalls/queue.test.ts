@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Schema } from "effect"
-import { ModelConfig, QueueError, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+import { Cause, Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Schedule, Schema } from "effect"
+import { ModelConfig, ProviderProfile, QueueError, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import { setImmediate } from "node:timers/promises"
 import { setFlagsFromString } from "node:v8"
@@ -492,11 +492,21 @@ describe("pitfalls: queue", () => {
       yield* fails(manager.awaitCompletion(Model, "waits"))
       yield* TestClock.adjust("1 second")
       yield* fails(manager.awaitCompletion(Model, "runs"))
+      const Refused = ModelConfig.makeUntyped<number, string, { readonly status: number; readonly body?: unknown }>(
+        "refused",
+        { rateLimiters: "unlimited", provider: ProviderProfile.generic, retry: { schedule: Schedule.recurs(0) } }
+      )
+      yield* manager.registerQueue(Refused, ({ params: status }) =>
+        Effect.fail({ status }))
+      for (const status of [429, 503, 402]) {
+        yield* fails(
+          Effect.catchIf(manager.submit(Refused, status), (error) =>
+            "status" in error, (error) => Effect.die(error))
+        )
+      }
       yield* manager.shutdownAll()
       yield* fails(manager.submit(Model, "too late", estimate))
-      const declared = Object.keys(QueueError).filter((name) =>
-        name !== "isQueueError"
-      )
+      const declared = Object.keys(QueueError).filter((name) => name !== "isQueueError")
       assert.sameMembers(Array.from(happened), declared)
     }).pipe(Effect.provide(Manager)))
 })

@@ -4,8 +4,10 @@ import { Deferred, Duration, Effect, Fiber, Layer, Schema, Stream } from "effect
 import { FetchHttpClient, HttpClient, HttpClientRequest, HttpRouter, HttpServer } from "effect/http"
 import { TestClock } from "effect/testing"
 import { createServer } from "node:http"
+import { crc32 } from "node:zlib"
 import { ProviderSimulator } from "../../src/testing/index.ts"
 import * as ledger from "../../src/testing/internal/ledger.ts"
+import type { Limit } from "../../src/testing/internal/limits.ts"
 import * as openai from "../../src/testing/internal/openai.ts"
 
 type Request = ProviderSimulator.ChatRequest
@@ -39,28 +41,29 @@ describe("ProviderSimulator", () => {
       const period = 60_000
       for (let i = 0; i < 2000; i++) {
         const books = ledger.make({
-          models: { m: [{ dimension: "requests", limit: 1, period }] },
-          countRefused: false
+          models: { m: { limits: [{ dimension: "requests", limit: 1, period }] } }
         })
         const nanos = 123_456_789 * (i + 1)
-        assert.isUndefined(books.admit("m", 1, 1, nanos / 1e6)?.refusal)
-        assert.strictEqual(books.admit("m", 1, 1, (nanos + period * 1e6 - 1) / 1e6)?.refusal?.retryAfter, 1e-6)
-        assert.isUndefined(books.admit("m", 1, 1, (nanos + period * 1e6) / 1e6)?.refusal)
+        assert.isUndefined(books.admit("m", { input: 1, maxOutput: 1 }, nanos / 1e6)?.refusal)
+        assert.strictEqual(
+          books.admit("m", { input: 1, maxOutput: 1 }, (nanos + period * 1e6 - 1) / 1e6)?.refusal?.retryAfter,
+          1e-6
+        )
+        assert.isUndefined(books.admit("m", { input: 1, maxOutput: 1 }, (nanos + period * 1e6) / 1e6)?.refusal)
       }
     })
 
     it("a correction never adds, time never goes back, and a limit that is not a number admits nothing", () => {
       const books = ledger.make({
         models: {
-          m: [{ dimension: "output", limit: 100, period: 1000 }],
-          n: [{ dimension: "output", limit: NaN, period: 1000 }]
-        },
-        countRefused: false
+          m: { limits: [{ dimension: "output", limit: 100, period: 1000 }] },
+          n: { limits: [{ dimension: "output", limit: NaN, period: 1000 }] }
+        }
       })
-      books.complete(books.admit("m", 1, 60, 500)?.id ?? 0, 90, 600)
-      assert.deepInclude(books.admit("m", 1, 41, 0)?.refusal, { used: 60, retryAfter: 900 })
+      books.complete(books.admit("m", { input: 1, maxOutput: 60 }, 500)?.id ?? 0, 90, 600)
+      assert.deepInclude(books.admit("m", { input: 1, maxOutput: 41 }, 0)?.refusal, { used: 60, retryAfter: 900 })
       assert.deepStrictEqual(books.arrivals().map(({ at }) => at), [500, 600])
-      assert.isTrue(books.admit("n", 1, 1, 0)?.refusal?.tooLarge)
+      assert.isTrue(books.admit("n", { input: 1, maxOutput: 1 }, 0)?.refusal?.tooLarge)
     })
 
     it.effect("a refusal names the first dimension without room and charges none", () =>
@@ -94,7 +97,14 @@ describe("ProviderSimulator", () => {
           ["input", 28],
           ["output", 3]
         ])
-        assert.deepStrictEqual(report?.refusedBy, { requests: 1, tokens: 2, input: 1, output: 1, concurrent: 0 })
+        assert.deepStrictEqual(report?.refusedBy, {
+          requests: 1,
+          tokens: 2,
+          input: 1,
+          output: 1,
+          concurrent: 0,
+          spend: 0
+        })
       }))
 
     it.effect("models do not share limits", () =>
@@ -132,13 +142,21 @@ describe("ProviderSimulator", () => {
 
         const [first] = yield* provider.arrivals
         assert.deepInclude(first, { at: 0, completedAt: 4000, abortedAt: undefined, admitted: true })
-        assert.deepStrictEqual(first?.charge, { requests: 1, tokens: 910, input: 10, output: 900, concurrent: 1 })
+        assert.deepStrictEqual(first?.charge, {
+          requests: 1,
+          tokens: 910,
+          input: 10,
+          output: 900,
+          concurrent: 1,
+          spend: 0
+        })
         assert.deepStrictEqual(first?.net, {
           requests: 1,
           tokens: 10 + produced,
           input: 10,
           output: produced,
-          concurrent: 0
+          concurrent: 0,
+          spend: 0
         })
       }))
 
@@ -257,9 +275,10 @@ describe("ProviderSimulator", () => {
           const order = ["requests", "tokens", "input", "output", "concurrent"] as const
           const books = ledger.make({
             models: {
-              m: limits.map((limit) => limit.dimension === "concurrent" ? { ...limit, period: Infinity } : limit)
-            },
-            countRefused: false
+              m: {
+                limits: limits.map((limit) => limit.dimension === "concurrent" ? { ...limit, period: Infinity } : limit)
+              }
+            }
           })
           interface Admitted {
             readonly id: number
@@ -271,7 +290,7 @@ describe("ProviderSimulator", () => {
           }
           const admitted: Array<Admitted> = []
           const ended = new Set<number>()
-          const level = ({ dimension, period }: ledger.Limit, t: number): number => {
+          const level = ({ dimension, period }: Limit, t: number): number => {
             let sum = 0
             for (const entry of admitted) {
               const net = ended.has(entry.id) ? entry.corrected : entry.reserved
@@ -293,12 +312,12 @@ describe("ProviderSimulator", () => {
             // Corrections reach the ledger in the order of time, as they do in a running server.
             admitted.sort((a, b) => a.end - b.end)
             endUntil(now)
-            const reserved = { requests: 1, tokens: input + output, input, output, concurrent: 1 }
-            const fits = (limit: ledger.Limit, t: number) => level(limit, t) + reserved[limit.dimension] <= limit.limit
+            const reserved = { requests: 1, tokens: input + output, input, output, concurrent: 1, spend: 0 }
+            const fits = (limit: Limit, t: number) => level(limit, t) + reserved[limit.dimension] <= limit.limit
             const byOrder = order.flatMap((dimension) => limits.filter((limit) => limit.dimension === dimension))
             const tooLarge = byOrder.find((limit) => reserved[limit.dimension] > limit.limit)
             const failed = tooLarge ?? byOrder.find((limit) => !fits(limit, now))
-            const decision = books.admit("m", input, output, now)
+            const decision = books.admit("m", { input, maxOutput: output }, now)
             assert.strictEqual(decision?.refusal?.dimension, failed?.dimension)
             assert.strictEqual(decision?.refusal?.tooLarge ?? false, tooLarge !== undefined)
             if (failed === undefined) {
@@ -712,6 +731,18 @@ describe("ProviderSimulator", () => {
         yield* until(Effect.map(count("aborted"), (aborted) => aborted === 1))
         assert.strictEqual(yield* count("running"), 0)
       }).pipe(Effect.provide(serve({ models: { m: [] }, serviceTime: { perOutputToken: "1 hour" } }))))
+
+    it.effect("binary events are sent as bytes", () =>
+      Effect.gen(function*() {
+        const response = yield* HttpClient.execute(HttpClientRequest.bodyJsonUnsafe(
+          HttpClientRequest.post("/model/m/converse-stream"),
+          { messages: [{ role: "user", content: [{ text: "Hello" }] }] }
+        ))
+        assert.strictEqual(response.headers["content-type"], "application/vnd.amazon.eventstream")
+        const bytes = Buffer.from(yield* response.arrayBuffer)
+        const first = bytes.subarray(0, bytes.readUInt32BE(0))
+        assert.strictEqual(first.readUInt32BE(first.length - 4), crc32(first.subarray(0, -4)))
+      }).pipe(Effect.provide(serve({ models: { m: [] } }))))
 
     it.effect("the stats are the report", () =>
       Effect.gen(function*() {

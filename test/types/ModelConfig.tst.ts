@@ -27,7 +27,7 @@ describe("ModelConfig.make", () => {
         { readonly prompt: string },
         {
           readonly text: string
-          readonly usage: { readonly inputTokens: number; readonly outputTokens: number }
+          readonly usage: ModelConfig.Usage
         },
         OpenAiError
       >
@@ -232,8 +232,12 @@ describe("ModelConfig.ModelConfig", () => {
   })
 })
 
-test("ModelConfig.Usage is a schema of two token counts", () => {
+test("ModelConfig.Usage is a schema of token counts", () => {
   expect<ModelConfig.Usage>().type.toBe<
-    { readonly inputTokens: number; readonly outputTokens: number }
+    {
+      readonly inputTokens: number
+      readonly outputTokens: number
+      readonly cachedInputTokens?: number | undefined
+    }
   >()
 })

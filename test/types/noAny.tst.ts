@@ -2,11 +2,13 @@ import type { Effect, Layer, Schema, Stream } from "effect"
 import {
   type ModelConfig,
   ModelQueue,
+  type ProviderProfile,
   type QueueError,
   type QueueManager,
   type QueueRequest,
   type QueueResponse,
-  type RateLimiter
+  type RateLimiter,
+  type TokenEstimator
 } from "effect-llm-queue"
 import { describe, expect, test } from "tstyche"
 
@@ -68,6 +70,8 @@ describe("no any is in", () => {
     expect<Leaks<typeof QueueRequest>>().type.toBe<never>()
     expect<Leaks<typeof RateLimiter>>().type.toBe<never>()
     expect<Leaks<typeof QueueResponse>>().type.toBe<never>()
+    expect<Leaks<typeof ProviderProfile>>().type.toBe<never>()
+    expect<Leaks<typeof TokenEstimator>>().type.toBe<never>()
   })
 
   test("what is read of a queue, a request, a limit and an error", () => {
@@ -79,6 +83,9 @@ describe("no any is in", () => {
     expect<AnyField<ModelConfig.Definition>>().type.toBe<never>()
     expect<AnyField<RateLimiter.Usage>>().type.toBe<never>()
     expect<AnyField<RateLimiter.Config>>().type.toBe<never>()
+    expect<AnyField<RateLimiter.Refusal>>().type.toBe<never>()
+    expect<AnyField<ProviderProfile.ProviderProfile>>().type.toBe<never>()
+    expect<AnyField<QueueManager.ProviderInfo>>().type.toBe<never>()
     expect<AnyField<QueueError.QueueError>>().type.toBe<never>()
   })
 

@@ -1,15 +1,17 @@
 /**
- * The wire format of OpenAI's chat completions: what a request looks like, and what the headers, bodies and stream
- * chunks of the answers look like. Pure functions only.
+ * The wire format of OpenAI: chat completions, and the headers and error bodies that go with every OpenAI request.
+ * Pure functions only.
  */
+import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
-import type { Completion } from "../ProviderSimulator.ts"
-import type { Limit, Quota, Refusal } from "./ledger.ts"
+import type { Quota, Refusal } from "./ledger.ts"
+import type { Limit } from "./limits.ts"
+import * as wire from "./wire.ts"
 
 /** Keeps a careless `max_tokens` from asking for an answer that does not fit in memory. */
-const maxOutputTokens = 131_072
+export const maxOutputTokens = 131_072
 
-const TokenCount = Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: maxOutputTokens }))
+export const TokenCount = Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: maxOutputTokens }))
 const ContentPart = Schema.Struct({ type: Schema.String, text: Schema.optional(Schema.String) })
 
 export const ChatRequest = Schema.Struct({
@@ -28,40 +30,104 @@ export const ChatRequest = Schema.Struct({
 export type ChatRequest = typeof ChatRequest.Type
 
 export const decode = Schema.decodeUnknownEffect(ChatRequest)
+const decodeResult = Schema.decodeUnknownResult(ChatRequest)
 
 export const promptText = (request: ChatRequest): string =>
   request.messages.map(({ content }) =>
     typeof content === "string" ? content : (content ?? []).map((part) => part.text ?? "").join("")
   ).join("")
 
-export const maxTokens = (request: ChatRequest): number => request.max_completion_tokens ?? request.max_tokens ?? 16
+export const toPrompt = (request: ChatRequest): wire.Prompt => ({
+  model: request.model,
+  text: promptText(request),
+  messages: request.messages.length,
+  maxOutput: request.max_completion_tokens ?? request.max_tokens ?? undefined,
+  n: 1,
+  stream: request.stream === true,
+  includeUsage: request.stream_options?.include_usage === true
+})
 
-/** As Go prints a duration, rounded up to whole milliseconds: `12ms`, `1.378s`, `6m0s`. */
-export const goDuration = (millis: number): string => {
-  const total = Math.ceil(millis)
-  if (total > 0 && total < 1000) return `${total}ms`
-  const hours = Math.floor(total / 3_600_000)
-  const minutes = Math.floor(total / 60_000)
-  return `${hours > 0 ? `${hours}h` : ""}${minutes > 0 ? `${minutes % 60}m` : ""}${(total % 60_000) / 1000}s`
+export const { goDuration } = wire
+
+const usage = ({ cached, input, words }: wire.Answer) => ({
+  prompt_tokens: input,
+  completion_tokens: words.length,
+  total_tokens: input + words.length,
+  ...(cached > 0 ? { prompt_tokens_details: { cached_tokens: cached } } : {})
+})
+
+const finishReason = ({ isCut }: wire.Answer) => isCut ? "length" : "stop"
+
+const chunk = (answer: wire.Answer, fields: object): string =>
+  wire.data({
+    id: `chatcmpl-${answer.id}`,
+    object: "chat.completion.chunk",
+    created: answer.created,
+    model: answer.model,
+    ...(answer.includeUsage ? { usage: null } : {}),
+    ...fields
+  })
+
+const choice = (answer: wire.Answer, delta: object, finishReason: string | null): string =>
+  chunk(answer, { choices: [{ index: 0, delta, logprobs: null, finish_reason: finishReason }] })
+
+export const chat: wire.Format = {
+  parse: (body, modelInPath) =>
+    Result.match(decodeResult(withModel(body, modelInPath)), {
+      onSuccess: toPrompt,
+      onFailure: (error) => error.message
+    }),
+  whole: (answer) => ({
+    id: `chatcmpl-${answer.id}`,
+    object: "chat.completion",
+    created: answer.created,
+    model: answer.model,
+    choices: [{
+      index: 0,
+      message: { role: "assistant", content: answer.text, refusal: null },
+      logprobs: null,
+      finish_reason: finishReason(answer)
+    }],
+    usage: usage(answer)
+  }),
+  head: (answer) => choice(answer, { role: "assistant", content: "", refusal: null }, null),
+  token: (answer, content) => choice(answer, { content }, null),
+  tail: (answer) =>
+    choice(answer, {}, finishReason(answer))
+    + (answer.includeUsage ? chunk(answer, { choices: [], usage: usage(answer) }) : "")
+    + "data: [DONE]\n\n",
+  failure: (_, error) => wire.data(errorBody(error))
 }
 
-/** The first requests limit and the first tokens limit of the model, as they stand after this request. */
-export const rateLimitHeaders = (quotas: ReadonlyArray<Quota>): Record<string, string> => {
+/** Where the path names the model, as it does in a deployment of Azure, the body need not. */
+export const withModel = (body: unknown, model: string | undefined): unknown =>
+  model !== undefined && typeof body === "object" && body !== null ? { ...body, model } : body
+
+export const errorBody = (error: Pick<wire.WireError, "message" | "type" | "code">) => ({
+  error: { message: error.message, type: error.type, param: null, code: error.code }
+})
+
+/** The requests limit and the first tokens limits of organization and project, as they stand after this request. */
+export const rateLimitHeaders = (
+  situation: Pick<wire.Situation, "quotas" | "requestsHeader">
+): Record<string, string> => {
   const headers: Record<string, string> = {}
-  for (const dimension of ["requests", "tokens"] as const) {
-    const quota = quotas.find((quota) => quota.dimension === dimension)
-    if (quota === undefined) continue
-    headers[`x-ratelimit-limit-${dimension}`] = String(quota.limit)
-    headers[`x-ratelimit-remaining-${dimension}`] = String(quota.remaining)
-    headers[`x-ratelimit-reset-${dimension}`] = goDuration(quota.reset)
+  const tell = (name: string, quota: Quota | undefined): void => {
+    if (quota === undefined) return
+    headers[`x-ratelimit-limit-${name}`] = wire.whole(quota.limit)
+    headers[`x-ratelimit-remaining-${name}`] = wire.remaining(quota)
+    headers[`x-ratelimit-reset-${name}`] = goDuration(quota.reset)
   }
+  tell("requests", wire.quotaOf(situation, "requests"))
+  tell("tokens", wire.quotaOf(situation, "tokens"))
+  tell("project-tokens", situation.quotas.find(({ dimension, scope }) => dimension === "tokens" && scope === "project"))
   return headers
 }
 
 export const refusalHeaders = ({ retryAfter, tooLarge }: Refusal): Record<string, string> => ({
   ...(retryAfter === undefined ? {} : {
-    "retry-after": String(Math.ceil(retryAfter / 1000)),
-    "retry-after-ms": String(Math.ceil(retryAfter))
+    "retry-after": String(wire.seconds(retryAfter)),
+    "retry-after-ms": String(Math.ceil(retryAfter - 1e-6))
   }),
   ...(tooLarge ? { "x-should-retry": "false" } : {})
 })
@@ -79,61 +145,47 @@ const limitName = ({ dimension, period }: Pick<Limit, "dimension" | "period">): 
 
 export const refusalMessage = (model: string, refusal: Refusal): string => {
   const { limit, requested, retryAfter, tooLarge, used } = refusal
-  const on = `${model} in organization org-simulator on ${limitName(refusal)}: Limit ${limit}`
+  const on = `${model} in organization org-simulator on ${limitName(refusal)}: Limit ${wire.whole(limit)}`
   const visit = "Visit https://platform.openai.com/account/rate-limits to learn more."
   return tooLarge
-    ? `Request too large for ${on}, Requested ${requested}. `
+    ? `Request too large for ${on}, Requested ${wire.whole(requested)}. `
       + `The input or output tokens must be reduced in order to run successfully. ${visit}`
-    : `Rate limit reached for ${on}, Used ${used}, Requested ${requested}. `
+    : `Rate limit reached for ${on}, Used ${wire.whole(used)}, Requested ${wire.whole(requested)}. `
       + `${retryAfter === undefined ? "" : `Please try again in ${goDuration(retryAfter)}. `}${visit}`
 }
 
-export const errorBody = (error: {
-  readonly message: string
-  readonly type: string
-  readonly code: string | null
-}) => ({ error: { message: error.message, type: error.type, param: null, code: error.code } })
-
-const usage = ({ usage }: Completion) => ({
-  prompt_tokens: usage.inputTokens,
-  completion_tokens: usage.outputTokens,
-  total_tokens: usage.inputTokens + usage.outputTokens
+const identity = ({ id, processing }: wire.Situation): Record<string, string> => ({
+  "x-request-id": `req_${wire.hexId(id, 32)}`,
+  "openai-organization": "org-simulator",
+  "openai-processing-ms": String(Math.round(processing)),
+  "openai-version": "2020-10-01"
 })
 
-export const completionBody = (completion: Completion, created: number) => ({
-  id: completion.id,
-  object: "chat.completion",
-  created,
-  model: completion.model,
-  choices: [{
-    index: 0,
-    message: { role: "assistant", content: completion.text, refusal: null },
-    logprobs: null,
-    finish_reason: completion.finishReason
-  }],
-  usage: usage(completion)
-})
-
-/** The events of a stream: `head`, one `token` for each piece of text, and `tail` when the last one has gone out. */
-export const streamEvents = (completion: Completion, created: number, includeUsage: boolean) => {
-  const event = (fields: object): string =>
-    `data: ${
-      JSON.stringify({
-        id: completion.id,
-        object: "chat.completion.chunk",
-        created,
-        model: completion.model,
-        ...(includeUsage ? { usage: null } : {}),
-        ...fields
-      })
-    }\n\n`
-  const choice = (delta: object, finishReason: string | null): string =>
-    event({ choices: [{ index: 0, delta, logprobs: null, finish_reason: finishReason }] })
-  return {
-    head: choice({ role: "assistant", content: "", refusal: null }, null),
-    token: (content: string) => choice({ content }, null),
-    tail: choice({}, completion.finishReason)
-      + (includeUsage ? event({ choices: [], usage: usage(completion) }) : "")
-      + "data: [DONE]\n\n"
-  }
+export const dialect: wire.Dialect = {
+  headers: (situation) => ({ ...identity(situation), ...rateLimitHeaders(situation) }),
+  refusal: (situation, refusal) => {
+    const error = {
+      status: 429,
+      type: wire.counted(refusal),
+      code: "rate_limit_exceeded",
+      message: refusalMessage(situation.model, refusal),
+      isRetryable: !refusal.tooLarge
+    }
+    return {
+      error,
+      status: 429,
+      headers: {
+        ...wire.json,
+        ...identity(situation),
+        ...rateLimitHeaders(situation),
+        ...refusalHeaders(refusal)
+      },
+      body: JSON.stringify(errorBody(error))
+    }
+  },
+  error: (situation, error) => ({
+    status: error.status,
+    headers: { ...wire.json, ...identity(situation) },
+    body: JSON.stringify(errorBody(error))
+  })
 }

@@ -1,0 +1,518 @@
+/**
+ * One windowed limit of a model: its meters, the reservations that have no date yet, and what the provider has said
+ * about it in headers and refusals.
+ *
+ * Headers are read as differences. What a limit would have left after a request, if nobody else used it, is a lower
+ * bound on what the provider then has left: its own books are never behind ours. When the provider says less, the
+ * difference is what others used, and is taken from what is available. More is believed only about what others seemed
+ * to use, at the first word after a start, and for what the provider gives back without our knowing.
+ */
+import * as Duration from "effect/Duration"
+import type * as RateLimiter from "../RateLimiter.ts"
+import * as meters from "./meters/meters.ts"
+
+/** How much of a limit a request takes. */
+export const charge = ({ charging, type }: RateLimiter.Limit, cost: RateLimiter.Cost): number => {
+  if (type === "rpm" || type === "rpd" || type === "concurrent") return 1
+  const cached = charging.cachedInput ? 0 : cost.cachedInputTokens ?? 0
+  const output = charging.output === "maximum" ? cost.maxOutputTokens ?? cost.outputTokens : cost.outputTokens
+  const input = type === "otpm" ? 0 : Math.max(0, cost.inputTokens - cached) * charging.inputWeight
+  const produced = type === "itpm" ? 0 : output * charging.outputWeight
+  return charging.combine === "maximum" ? Math.max(input, produced) : input + produced
+}
+
+/** What a reservation changes by when the usage is known. */
+const correction = (limit: RateLimiter.Limit, reserved: number, usage: RateLimiter.Tokens): number => {
+  const by = charge(limit, usage) - reserved
+  if (!limit.charging.refund) return Math.max(0, by)
+  if (limit.charging.combine === "sum") return by
+  // On arrival the provider counts the larger of the two; in the end all that was used, as far as that is less.
+  const used = charge({ ...limit, charging: { ...limit.charging, combine: "sum" } }, usage)
+  return Math.min(reserved, used) - reserved
+}
+
+/** Whether a limit counts tokens. */
+export const countsTokens = ({ type }: RateLimiter.Limit): boolean =>
+  type === "tpm" || type === "tpd" || type === "itpm" || type === "otpm"
+
+/** What one reservation is charged by one limit. */
+export interface Charged {
+  amount: number
+  readonly mark: meters.Sent
+  isDated: boolean
+  /** When it was sent, and what had been sent by then, itself included. */
+  readonly at: number
+  readonly sent: number
+  /** What would be left after it if nobody else used the limit, of the capacity at that time. */
+  expected: number
+  readonly capacity: number
+  /** `lowered` at that time. */
+  readonly lowered: number
+  landed: boolean
+}
+
+/** Sums of what was sent up to a time, for as long as a response may take; older ones are let go. */
+class Sent {
+  readonly resolution: number
+  private readonly times: Array<number> = []
+  private readonly sums: Array<number> = []
+  total = 0
+  /** What was sent before the first that is still known. */
+  private gone = 0
+
+  constructor(resolution: number) {
+    this.resolution = resolution
+  }
+
+  add(now: number, amount: number): void {
+    this.total += amount
+    const last = this.times.length - 1
+    if (last >= 0 && now - this.times[last]! < this.resolution) {
+      this.sums[last] = this.total
+      return
+    }
+    if (this.times.length === 4096) {
+      this.gone = this.sums[2047]!
+      this.times.splice(0, 2048)
+      this.sums.splice(0, 2048)
+    }
+    this.times.push(now)
+    this.sums.push(this.total)
+  }
+
+  /** What was sent by then, or a little later: as late as the first that is still known. */
+  until(at: number): number {
+    let low = 0
+    let high = this.times.length
+    while (low < high) {
+      const middle = (low + high) >> 1
+      if (this.times[middle]! <= at) low = middle + 1
+      else high = middle
+    }
+    return low === 0 ? this.gone : this.sums[low - 1]!
+  }
+}
+
+/** Share of the limit given up at a refusal that nothing explains, and got back each ten seconds. */
+const cut = 0.85
+/** The same when others have taken what was free: room for the two not to meet. */
+const contendedCut = 0.985
+const leastContended = 0.9
+/** What others use of a limit is not noticed below this share of it. */
+const noticed = 0.02
+const rampCut = 0.6
+const recovery = 0.01 / 10_000
+const rampRecovery = Math.log(1.2) / 60_000
+const lowestScale = 0.02
+
+/** Cuts that follow one another within this time make it come back more slowly, by so much at most. */
+const relapse = 600_000
+const slowest = 16
+
+/** The longest time to wait for the answer to the one request that goes first. */
+const longestProbe = 3000
+
+/** How long a lower limit holds that the provider says once, in milliseconds; at least a period. */
+const unconfirmed = 600_000
+
+/** The longest time that a refusal can pause a limit for. */
+const longestPause = 7 * 86_400_000
+
+/** A number that a provider may have said: not more than `most` from zero, and none at all rather than no number. */
+const sane = (value: number | undefined, most: number): number | undefined =>
+  value === undefined || Number.isNaN(value) || Math.abs(value) === Number.POSITIVE_INFINITY
+    ? undefined
+    : Math.max(-most, Math.min(most, value))
+
+/** Refusals that say no time wait for this share of the period first, and for no more than it. */
+const firstBackoff = 0.25
+
+export class LimitState {
+  readonly limit: RateLimiter.Limit
+  /** Reservations without a date. */
+  held = 0
+  private readonly meter: meters.LimitMeter
+  private readonly sent: Sent
+  private readonly random: () => number
+  private readonly period: number
+  private pausedUntil = Number.NEGATIVE_INFINITY
+  /** The limit that the provider says, when it is lower than the configured one. */
+  private adopted: number
+  private loweredLimitAt = Number.NEGATIVE_INFINITY
+  private scale = 1
+  private scaledAt = 0
+  private ramping = false
+  /** What was sent before this has already been answered for. */
+  private cutAt = Number.NEGATIVE_INFINITY
+  private backoffs = 0
+  /** How much more slowly than at first a cut limit comes back. */
+  private slowness = 1
+  private cold: boolean
+  /**
+   * After a cold start, and after a pause that the provider has not explained, one request goes first: until it was
+   * answered, or for a while.
+   */
+  private awaitsProbe: boolean
+  private probe: Charged | undefined
+  private probedUntil = Number.NEGATIVE_INFINITY
+  /** When others were last seen to use the limit. */
+  private othersAt = Number.NEGATIVE_INFINITY
+  /** When a response last showed that others use the limit. */
+  private explainedAt = Number.NEGATIVE_INFINITY
+  /** Taken away so far because others seemed to use it. */
+  private lowered = 0
+  /** Of that, what our own usage has not turned out to be. */
+  private foreign = 0
+  private foreignAt = Number.NEGATIVE_INFINITY
+  /** Observations in a row that showed more than expected, and the least of their differences. */
+  private more = 0
+  private leastMore = Number.POSITIVE_INFINITY
+
+  constructor(limit: RateLimiter.Limit, wall: () => number, now: number, random: () => number) {
+    this.limit = limit
+    this.meter = meters.make(limit, wall, now)
+    this.period = limit.timePeriod!
+    this.sent = new Sent(Math.max(1, limit.margin / 4))
+    this.random = random
+    this.cold = limit.coldStart
+    this.awaitsProbe = limit.coldStart
+    this.adopted = limit.limit
+    this.scaledAt = now
+  }
+
+  /** When a charge fits, if nothing but time passes: `now` when it does. */
+  fitsAt(amount: number, now: number): number {
+    this.refresh(now)
+    return Math.max(this.pausedUntil, this.probedUntil, this.meter.fitsAt(amount, this.held, now))
+  }
+
+  take(amount: number, now: number): Charged {
+    const mark = this.meter.send(amount, now)
+    const isDated = this.limit.chargedAt === "dispatch"
+    if (isDated) this.meter.date(mark, now)
+    else this.held += amount
+    const expected = this.available(now) - this.held
+    this.sent.add(now, amount)
+    const charged: Charged = {
+      amount,
+      mark,
+      isDated,
+      at: now,
+      sent: this.sent.total,
+      expected,
+      capacity: this.meter.capacity,
+      lowered: this.lowered,
+      landed: false
+    }
+    if (this.awaitsProbe) {
+      this.awaitsProbe = false
+      this.probe = charged
+      this.probedUntil = now + Math.min(longestProbe, this.period / 20)
+    }
+    return charged
+  }
+
+  settle(charged: Charged, usage: RateLimiter.Tokens, now: number): boolean {
+    const { chargedAt } = this.limit
+    const by = correction(this.limit, charged.amount, usage)
+    // What the provider counted beyond our estimate has looked like somebody else's use.
+    if (by > 0 && this.foreign > 0 && now - this.foreignAt < this.period) {
+      const ours = Math.min(by, this.foreign)
+      this.foreign -= ours
+      this.raise(ours, now)
+    }
+    if (!charged.isDated) {
+      this.meter.adjust(charged.mark, by, now)
+      charged.amount += by
+      this.held += by
+      if (chargedAt === "production") this.date(charged, now)
+      return true
+    }
+    if (!this.meter.adjust(charged.mark, by, now)) return false
+    charged.amount += by
+    return true
+  }
+
+  /** The request has ended: dates its charge if it has no date, and knows that the provider has counted it. */
+  complete(charged: Charged, now: number): void {
+    this.count(charged, now)
+    this.probedUntil = Number.NEGATIVE_INFINITY
+    if (charged.at > this.cutAt) this.backoffs = 0
+  }
+
+  giveBack(charged: Charged, now: number): void {
+    this.probedUntil = Number.NEGATIVE_INFINITY
+    if (!charged.isDated) this.held -= charged.amount
+    this.meter.adjust(charged.mark, -charged.amount, now)
+    charged.expected += charged.amount
+    charged.amount = 0
+  }
+
+  /** The provider refused the request. Whether the refusal is about this limit is for the caller to say. */
+  refused(charged: Charged, now: number): void {
+    this.probedUntil = Number.NEGATIVE_INFINITY
+    const counts = this.limit.charging.refused && !countsTokens(this.limit)
+    if (counts) this.count(charged, now)
+    else this.giveBack(charged, now)
+  }
+
+  /** Follows a refusal by this limit, or by one that the model does not have: then its numbers mean nothing here. */
+  pause(charged: Charged, amount: number, refusal: RateLimiter.Refusal, isOurs: boolean, now: number): void {
+    const most = 2 * this.limit.limit
+    const limit = sane(refusal.limit, Number.MAX_SAFE_INTEGER)
+    const used = sane(refusal.used, most)
+    const requested = sane(refusal.requested, most) ?? amount
+    const told = sane(refusal.retryAfter, longestPause)
+    const retryAfter = told === undefined || told < 0 ? undefined : told
+    const isNews = charged.at > this.cutAt
+    // Its headers have shown it, and what is available says when to come back.
+    const isContended = isOurs && this.explainedAt === now && this.limit.algorithm !== "tokenBucket"
+    const isLower = limit !== undefined && limit > 0 && limit < this.adopted
+    const isExplained = isOurs
+      && (used !== undefined || isLower || this.explainedAt === now || this.loweredLimitAt === now)
+    if (isOurs) {
+      this.warm(now)
+      if (isLower) this.adopt(limit, now)
+      const capacity = limit ?? this.adopted
+      if (used !== undefined) this.lowerTo(capacity - used, now)
+      else if (retryAfter !== undefined && this.limit.algorithm === "tokenBucket") {
+        this.lowerTo(requested - (retryAfter * capacity) / this.period, now)
+      }
+    }
+    // One that went alone was not refused for the rate.
+    const isAboutRate = isNews && charged !== this.probe
+    if (refusal.kind === "ramp") {
+      if (isAboutRate) {
+        const rate = (this.sent.total - this.sent.until(now - this.period)) / this.limit.limit
+        this.rescale(Math.min(this.scale, rampCut * Math.min(1, Math.max(rate, lowestScale / rampCut))), now, true)
+      }
+    } else if (isContended && isAboutRate) {
+      if (this.scale > leastContended) this.rescale(this.scale * contendedCut, now, false)
+    } else if (isOurs && isAboutRate && !isExplained) {
+      this.slowness = now - this.cutAt < relapse ? Math.min(slowest, this.slowness * 2) : 1
+      this.rescale(this.scale * cut, now, false)
+    }
+    const wait = retryAfter
+      ?? (isExplained
+        ? 0
+        : Math.min(this.period, this.period * firstBackoff * 2 ** this.backoffs) * (0.5 + 0.5 * this.random()))
+    // Several processes that wait for one instant must not come back at it together.
+    this.pausedUntil = Math.max(this.pausedUntil, now + wait + (retryAfter === undefined ? 0 : 50 * this.random()))
+    if (isNews) {
+      this.cutAt = now
+      if (retryAfter === undefined && !isExplained) {
+        this.backoffs++
+        this.awaitsProbe = true
+      }
+    }
+  }
+
+  /** How well an observation fits this limit: the less the better; `undefined` when it is about another one. */
+  matches(observation: RateLimiter.Observation): number | undefined {
+    const { limit, remaining, reset, types } = observation
+    if (!types.includes(this.limit.type)) return undefined
+    if (limit === undefined) return types.length === 1 ? 0 : undefined
+    if (Math.abs(limit - this.share) <= 1) return undefined
+    if (types.length === 1 || limit === this.limit.limit || limit === this.adopted) {
+      return limit === this.limit.limit
+        ? 0
+        : 1
+    }
+    if (reset === undefined || remaining === undefined || remaining >= limit) return undefined
+    const period = (reset * limit) / (limit - remaining)
+    const off = Math.abs(Math.log(period / this.period))
+    return off < 0.5 ? 1 + off : undefined
+  }
+
+  /** The least that the provider can have left by what we know, when it counted a request or when it answered it. */
+  private lowest({ at, capacity, expected, lowered, sent }: Charged, isNow: boolean, now: number): number {
+    if (isNow) return this.available(now) - this.held
+    const overtaking = this.sent.until(at + this.limit.margin) - sent
+    return expected + Math.min(0, this.meter.capacity - capacity) - overtaking - (this.lowered - lowered)
+  }
+
+  /** What was sent that may have reached the provider after a request: all since, and what it may have overtaken. */
+  private besides({ amount, at, sent }: Charged): number {
+    const before = Math.min(sent - amount, this.sent.until(at - this.limit.margin - this.sent.resolution))
+    return this.sent.total - before - amount
+  }
+
+  /** How unlikely it is that a refusal is about this limit. */
+  suspicion(refusal: RateLimiter.Refusal, now: number): number {
+    const told = refusal.limit === undefined || refusal.limit === this.limit.limit || refusal.limit === this.adopted
+    return (told ? 0 : 10) + Math.max(0, this.available(now) - this.held) / this.limit.limit
+  }
+
+  observe(charged: Charged, observation: RateLimiter.Observation, now: number): void {
+    const limit = sane(observation.limit, Number.MAX_SAFE_INTEGER)
+    const remaining = sane(observation.remaining, this.limit.limit)
+    const rounding = sane(observation.rounding, this.limit.limit) ?? 1
+    this.probedUntil = Number.NEGATIVE_INFINITY
+    const isLower = limit !== undefined && limit > 0 && limit < this.adopted
+    if (isLower) this.adopt(limit, now)
+    // Lower at once, higher when it has stayed so for a minute.
+    else if (limit === this.adopted) this.loweredLimitAt = now
+    else if (limit !== undefined && limit > this.adopted && now - this.loweredLimitAt >= 60_000) {
+      this.adopt(Math.min(limit, this.limit.limit), now)
+    }
+    // What is left of one quantum says nothing about the period.
+    if (remaining === undefined || remaining <= this.share) return
+    const slack = rounding > 1 ? rounding / 2 : 0
+    if (this.cold) {
+      const available = remaining - slack - (this.limit.chargedAt === "dispatch" ? this.besides(charged) : 0)
+      this.warm(now)
+      this.setTo(available, now)
+      return
+    }
+    if (isLower) {
+      this.lowerTo(remaining - slack - this.besides(charged), now)
+      return
+    }
+    const difference = remaining + slack - this.kept - this.lowest(charged, observation.asOf === "response", now)
+    const missing = -difference
+    if (missing > 0) {
+      this.more = 0
+      this.leastMore = Number.POSITIVE_INFINITY
+      this.lower(missing, now)
+      this.lowered += missing
+      this.explainedAt = this.othersAt = now
+      this.foreign = (now - this.foreignAt < this.period ? this.foreign : 0) + missing
+      this.foreignAt = now
+      return
+    }
+    if (this.meter.confirmOthers(difference, now) > noticed * this.adopted) this.othersAt = now
+    if (this.limit.charging.refund || this.limit.algorithm !== "tokenBucket") return
+    // The provider may give back what the profile does not know of: then it has more than we think, time after time.
+    const available = remaining - slack - this.besides(charged)
+    const more = available - this.kept - this.available(now)
+    if (more <= 0) {
+      this.more = 0
+      this.leastMore = Number.POSITIVE_INFINITY
+      return
+    }
+    this.leastMore = Math.min(this.leastMore, more)
+    if (++this.more < 3) return
+    this.raise(this.leastMore, now)
+    this.more = 0
+    this.leastMore = Number.POSITIVE_INFINITY
+  }
+
+  usage(now: number): RateLimiter.Usage {
+    this.refresh(now)
+    const { limit, type } = this.limit
+    const used = this.meter.used(now) + this.held
+    const enforced = Math.min(limit, this.adopted) * this.scale
+    const freed = this.fitsAt(1, now)
+    return {
+      type,
+      limit,
+      enforced,
+      timePeriod: Duration.millis(this.period),
+      margin: Duration.millis(this.limit.margin),
+      pausedFor: this.pausedUntil > now ? Duration.millis(this.pausedUntil - now) : undefined,
+      used,
+      available: Math.max(0, enforced - used),
+      timeUntilNextCapacity: Number.isFinite(freed) ? Duration.millis(freed - now) : undefined
+    }
+  }
+
+  /** What one quantum allows, which some servers tell in place of the limit. */
+  private get share(): number {
+    const { limit, quantum } = this.limit
+    return quantum === undefined ? Number.NEGATIVE_INFINITY : (limit * quantum) / this.period
+  }
+
+  /** What is left of the limit itself, whatever else slows it down. */
+  private available(now: number): number {
+    return this.meter.available(now)
+  }
+
+  /** What the provider's books have beyond ours: what is kept back of a bucket, and what a cut holds back. */
+  private get kept(): number {
+    const full = this.limit.algorithm === "tokenBucket" ? this.limit.burst ?? this.adopted : this.adopted
+    return Math.max(0, full - this.meter.capacity)
+  }
+
+  private date(charged: Charged, now: number): void {
+    this.held -= charged.amount
+    charged.isDated = true
+    this.meter.date(charged.mark, now)
+  }
+
+  private count(charged: Charged, now: number): void {
+    if (!charged.isDated) this.date(charged, now)
+    if (charged.landed) return
+    charged.landed = true
+    this.meter.landed(charged.mark, now)
+  }
+
+  /** The provider has told how things stand: the caution of a start is over. */
+  private warm(now: number): void {
+    this.cold = false
+    this.meter.warm(now)
+  }
+
+  /** As the provider says it, what we keep back included. */
+  private setTo(told: number, now: number): void {
+    this.meter.lower(told - this.kept, now)
+    this.meter.raise(told - this.kept, now)
+  }
+
+  /** As the provider says it, what we keep back included. */
+  private lowerTo(told: number, now: number): void {
+    const by = this.available(now) + this.kept - told
+    if (by <= 0) return
+    this.lowered += by
+    this.lower(by, now)
+  }
+
+  private lower(by: number, now: number): void {
+    this.meter.lower(this.available(now) - by, now)
+  }
+
+  private raise(by: number, now: number): void {
+    this.meter.raise(this.available(now) + by, now)
+  }
+
+  private adopt(limit: number, now: number): void {
+    if (limit < this.adopted) this.loweredLimitAt = now
+    this.adopted = limit
+    this.enforce(now)
+  }
+
+  /** Lower limits and cuts end when nothing confirms them. */
+  private refresh(now: number): void {
+    if (this.scale < 1) this.recover(now)
+    if (this.adopted < this.limit.limit && now - this.loweredLimitAt >= Math.max(unconfirmed, this.period)) {
+      this.adopt(this.limit.limit, now)
+    }
+  }
+
+  private recover(now: number): void {
+    const passed = now - this.scaledAt
+    if (passed < 1000) return
+    if (now - this.othersAt < this.period) {
+      this.scaledAt = now
+      return
+    }
+    this.rescale(
+      Math.min(
+        1,
+        this.ramping ? this.scale * Math.exp(rampRecovery * passed) : this.scale + (recovery / this.slowness) * passed
+      ),
+      now,
+      this.ramping
+    )
+  }
+
+  private rescale(scale: number, now: number, ramping: boolean): void {
+    this.scale = Math.max(lowestScale, scale)
+    this.scaledAt = now
+    this.ramping = ramping && scale < 1
+    this.enforce(now)
+  }
+
+  private enforce(now: number): void {
+    this.meter.setLimit(this.adopted * this.scale, now)
+  }
+}

@@ -1,0 +1,202 @@
+import Anthropic, * as AnthropicErrors from "@anthropic-ai/sdk"
+import { NodeHttpServer } from "@effect/platform-node"
+import { assert, describe, it } from "@effect/vitest"
+import { Cause, Effect, Exit, Layer } from "effect"
+import { FetchHttpClient, HttpRouter, HttpServer } from "effect/http"
+import { createServer } from "node:http"
+import OpenAI, * as OpenAIErrors from "openai"
+import { ProviderSimulator } from "../../src/testing/index.ts"
+
+/** The server on a free port of 127.0.0.1, under the clock of the test, which stands still. */
+const serve = (models: ProviderSimulator.Options["models"]) =>
+  HttpRouter.serve(ProviderSimulator.layerHttp, { disableLogger: true, disableListenLog: true }).pipe(
+    Layer.provideMerge(NodeHttpServer.layer(createServer, { host: "127.0.0.1", port: 0 })),
+    Layer.provideMerge(FetchHttpClient.layer),
+    Layer.provideMerge(ProviderSimulator.layer({ models }))
+  )
+
+const baseUrl = Effect.map(HttpServer.HttpServer, ({ address }) => {
+  assert(address._tag === "InetAddressV4")
+  return `http://127.0.0.1:${address.port}`
+})
+
+const openai = Effect.map(baseUrl, (url) => new OpenAI({ baseURL: `${url}/v1`, apiKey: "any", maxRetries: 0 }))
+const anthropic = Effect.map(baseUrl, (baseURL) => new Anthropic({ baseURL, apiKey: "any", maxRetries: 0 }))
+
+/** What a promise of the SDK was rejected with. */
+const rejection = (run: () => Promise<unknown>) =>
+  Effect.map(Effect.exit(Effect.promise(run)), (exit) => {
+    assert(Exit.isFailure(exit))
+    return Cause.squash(exit.cause)
+  })
+
+const limited = [{ dimension: "requests", limit: 3, algorithm: "bucket" }, {
+  dimension: "tokens",
+  limit: 1000,
+  algorithm: "bucket"
+}] as const
+
+describe("the official SDKs against the simulator", () => {
+  it.effect("openai: chat completions, whole and streamed, with usage", () =>
+    Effect.gen(function*() {
+      const client = yield* openai
+      const body = {
+        model: "gpt",
+        messages: [{ role: "user" as const, content: "Hello there" }],
+        max_completion_tokens: 20
+      }
+      const whole = yield* Effect.promise(() => client.chat.completions.create(body))
+      assert.strictEqual(whole.object, "chat.completion")
+      assert.strictEqual(whole.usage?.prompt_tokens, 6)
+      const { text, usage } = yield* Effect.promise(async () => {
+        const stream = await client.chat.completions.create({
+          ...body,
+          stream: true,
+          stream_options: { include_usage: true }
+        })
+        let text = ""
+        let usage: OpenAI.CompletionUsage | null | undefined
+        for await (const chunk of stream) {
+          text += chunk.choices[0]?.delta.content ?? ""
+          usage = chunk.usage ?? usage
+        }
+        return { text, usage }
+      })
+      assert.strictEqual(text, whole.choices[0]?.message.content)
+      assert.deepStrictEqual(usage, whole.usage)
+      const { models: [report] } = yield* ProviderSimulator.ProviderSimulator.use((provider) => provider.report())
+      assert.deepInclude(report, { admitted: 2, completed: 2, aborted: 0 })
+    }).pipe(Effect.provide(serve({ gpt: limited }))))
+
+  it.effect("openai: responses, whole and streamed", () =>
+    Effect.gen(function*() {
+      const client = yield* openai
+      const body = { model: "gpt", input: "Hello there", max_output_tokens: 20 }
+      const whole = yield* Effect.promise(() => client.responses.create(body))
+      assert.isAbove(whole.output_text.length, 1)
+      assert.strictEqual(whole.usage?.input_tokens, 6)
+      const events = yield* Effect.promise(async () => {
+        const events: Array<OpenAI.Responses.ResponseStreamEvent> = []
+        for await (const event of await client.responses.create({ ...body, stream: true })) events.push(event)
+        return events
+      })
+      assert.strictEqual(
+        events.map((event) => event.type === "response.output_text.delta" ? event.delta : "").join(""),
+        whole.output_text
+      )
+      assert.deepStrictEqual(events.map(({ sequence_number }) => sequence_number), events.map((_, index) => index))
+      const last = events.at(-1)
+      assert(last?.type === "response.completed" || last?.type === "response.incomplete")
+      assert.deepStrictEqual(last.response.usage, whole.usage)
+      // The SDK's own accumulator accepts the events too.
+      const final = yield* Effect.promise(() => client.responses.stream(body).finalResponse())
+      assert.strictEqual(final.output_text, whole.output_text)
+    }).pipe(Effect.provide(serve({ gpt: limited }))))
+
+  it.effect("openai: embeddings", () =>
+    Effect.gen(function*() {
+      const client = yield* openai
+      const { data, usage } = yield* Effect.promise(() =>
+        client.embeddings.create({ model: "embed", input: ["one", "two"], dimensions: 4 })
+      )
+      assert.deepStrictEqual(data.map(({ embedding }) => embedding.length), [4, 4])
+      for (const { embedding } of data) assert.closeTo(Math.hypot(...embedding), 1, 1e-6)
+      assert.deepStrictEqual(usage, { prompt_tokens: 8, total_tokens: 8 })
+    }).pipe(Effect.provide(serve({ embed: [] }))))
+
+  it.effect("openai: a refusal is its RateLimitError, with our headers", () =>
+    Effect.gen(function*() {
+      const client = yield* openai
+      const body = { model: "gpt", messages: [{ role: "user" as const, content: "Hello there" }] }
+      for (let i = 0; i < 3; i++) yield* Effect.promise(() => client.chat.completions.create(body))
+      const error = yield* rejection(() => client.chat.completions.create(body))
+      assert(error instanceof OpenAIErrors.RateLimitError)
+      assert.strictEqual(error.status, 429)
+      assert.strictEqual(error.code, "rate_limit_exceeded")
+      assert.strictEqual(error.type, "requests")
+      assert.include(error.message, "requests per min (RPM): Limit 3, Used 3, Requested 1. Please try again in 20s.")
+      assert.strictEqual(error.headers.get("retry-after"), "20")
+      assert.strictEqual(error.headers.get("retry-after-ms"), "20000")
+      assert.strictEqual(error.headers.get("x-ratelimit-remaining-requests"), "0")
+      assert.strictEqual(error.headers.get("x-ratelimit-reset-requests"), "1m0s")
+      assert.strictEqual(error.requestID, error.headers.get("x-request-id"))
+    }).pipe(Effect.provide(serve({ gpt: limited }))))
+
+  it.effect("openai: an Azure refusal inside a stream is a failed response", () =>
+    Effect.gen(function*() {
+      const client = yield* openai
+      const body = { model: "gpt", input: "Hello there", max_output_tokens: 20, stream: true } as const
+      yield* Effect.promise(() => client.responses.create({ ...body, stream: false }))
+      const { data, response } = yield* Effect.promise(() => client.responses.create(body).withResponse())
+      assert.strictEqual(response.status, 200)
+      assert.strictEqual(response.headers.get("retry-after"), "60")
+      const events = yield* Effect.promise(async () => {
+        const events: Array<OpenAI.Responses.ResponseStreamEvent> = []
+        for await (const event of data) events.push(event)
+        return events
+      })
+      assert(events[0]?.type === "response.failed")
+      assert.strictEqual(events[0].response.error?.code, "rate_limit_exceeded")
+    }).pipe(Effect.provide(serve({
+      gpt: {
+        dialect: "azure",
+        inBandRefusals: true,
+        limits: [{ dimension: "requests", limit: 1 }]
+      }
+    }))))
+
+  it.effect("anthropic: messages, whole and streamed", () =>
+    Effect.gen(function*() {
+      const client = yield* anthropic
+      const body = { model: "claude", messages: [{ role: "user" as const, content: "Hello there" }], max_tokens: 20 }
+      const whole = yield* Effect.promise(() => client.messages.create(body))
+      assert.strictEqual(whole.usage.input_tokens, 6)
+      const final = yield* Effect.promise(() => client.messages.stream(body).finalMessage())
+      assert.deepStrictEqual(final.content, whole.content)
+      assert.strictEqual(final.usage.output_tokens, whole.usage.output_tokens)
+      assert.strictEqual(final.stop_reason, whole.stop_reason)
+    }).pipe(Effect.provide(serve({ claude: { charge: "anthropic", limits: limited } }))))
+
+  it.effect("anthropic: a refusal is its RateLimitError, with our headers; 529 is its own error", () =>
+    Effect.gen(function*() {
+      const client = yield* anthropic
+      const body = { model: "claude", messages: [{ role: "user" as const, content: "Hello there" }], max_tokens: 20 }
+      yield* Effect.promise(() => client.messages.create(body))
+      const error = yield* rejection(() => client.messages.create(body))
+      assert(error instanceof AnthropicErrors.RateLimitError)
+      assert.strictEqual(error.headers.get("retry-after"), "60")
+      assert.strictEqual(error.headers.get("anthropic-ratelimit-requests-remaining"), "0")
+      assert.strictEqual(error.headers.get("anthropic-ratelimit-requests-reset"), "1970-01-01T00:01:00Z")
+      assert.strictEqual(error.headers.get("x-should-retry"), "true")
+      assert.include(error.message, "of 1 requests per minute")
+      const overloaded = yield* rejection(() => client.messages.create(body, { headers: { "x-sim-fault": "529" } }))
+      assert(overloaded instanceof AnthropicErrors.InternalServerError)
+      assert.strictEqual(overloaded.status, 529)
+    }).pipe(Effect.provide(serve({
+      claude: { charge: "anthropic", limits: [{ dimension: "requests", limit: 1, algorithm: "bucket" }] }
+    }))))
+
+  it.effect("both: a lost connection is their connection error, before the headers and in the middle of the body", () =>
+    Effect.gen(function*() {
+      const gpt = yield* openai
+      const claude = yield* anthropic
+      const chat = { model: "m", messages: [{ role: "user" as const, content: "Hello" }], max_tokens: 20 }
+      const lost = yield* rejection(() => gpt.chat.completions.create(chat, { headers: { "x-sim-fault": "reset" } }))
+      assert(lost instanceof OpenAIErrors.APIConnectionError)
+      const cut = yield* rejection(async () => {
+        const stream = await claude.messages.create({ ...chat, stream: true }, {
+          headers: { "x-sim-fault": "reset_mid_body" }
+        })
+        for await (const _ of stream) { /* until it breaks */ }
+      })
+      assert.instanceOf(cut, Error)
+      const late = yield* rejection(async () => {
+        const stream = await claude.messages.create({ ...chat, stream: true }, {
+          headers: { "x-sim-fault": "stream_error_late" }
+        })
+        for await (const _ of stream) { /* until the error event */ }
+      })
+      assert(late instanceof AnthropicErrors.APIError)
+      assert.include(late.message, "overloaded_error")
+    }).pipe(Effect.provide(serve({ m: [] }))))
+})
