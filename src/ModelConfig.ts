@@ -42,6 +42,40 @@ export type Usage = typeof Usage.Type
 export type Priority = "high" | "normal" | "low" | number
 
 /**
+ * What a tenant may use of a model, and its share beside other tenants.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Tenant {
+  /** Its share beside others that wait too: one of weight 2 is served twice as much as one of weight 1. Default 1. */
+  readonly weight?: number | undefined
+  /**
+   * Limits of its own, beside those of the model: the most that it may use. A tenant that is held by them holds nobody
+   * else. Sliding windows without a margin unless they say otherwise: the model's `provider` says nothing about them.
+   */
+  readonly rateLimiters?: ReadonlyArray<RateLimiter.Config> | undefined
+  /**
+   * The part of each limit of the model that is kept for it, whatever others do: 0 to 1, all tenants together at most
+   * 1. What it does not use of it nobody uses. Beyond it, it takes its share of the rest. Default 0.
+   */
+  readonly guaranteed?: number | undefined
+}
+
+/**
+ * The tenants of a model: users, teams or tasks whose requests share its limits fairly. Any string can be a tenant; it
+ * need not be named here.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Tenants {
+  readonly byId?: Readonly<Record<string, Tenant>> | undefined
+  /** For each tenant that is not named, and for the requests without one together. */
+  readonly others?: Omit<Tenant, "guaranteed"> | undefined
+}
+
+/**
  * What happens to a request that finds the queue full: it waits for room (`suspend`, the default), it fails with
  * `QueueFull` (`reject`), or the request that has waited longest does (`dropOldest`).
  *
@@ -173,6 +207,13 @@ export interface Options<P, A> {
   readonly processingTimeout?: Duration.Input | undefined
   /** For requests that give none. Default `"normal"`. */
   readonly priority?: Priority | undefined
+  /** Default: every tenant has weight 1 and no limits of its own. */
+  readonly tenants?: Tenants | undefined
+  /**
+   * Most requests that may go before one that is first in order and blocked by a limit that they take less of. None
+   * goes that could delay it, in any limit, and one permit is left for it. 0 keeps the order strictly. Default 16.
+   */
+  readonly bypass?: number | undefined
   readonly shutdown?: Shutdown | undefined
 }
 

@@ -28,6 +28,8 @@ export interface RequestOptions {
   /** What kind of request it is, for the estimates learned from past ones: `{ task: "summary" }`. */
   readonly labels?: Readonly<Record<string, string>> | undefined
   readonly priority?: ModelConfig.Priority | undefined
+  /** Whose request it is: 1 to 256 characters. Tenants share a model's limits fairly, by their weights. */
+  readonly tenant?: string | undefined
   /** Counts from submission and includes waiting for room, for limits and the processing. More than zero. */
   readonly timeout?: Duration.Input | undefined
   /** Counts from the start of an attempt. More than zero. */

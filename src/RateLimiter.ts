@@ -375,6 +375,11 @@ export type Admission =
     readonly by: Type
     /** Milliseconds until all windows fit if nothing but time passes; `Infinity` when only an event can free them. */
     readonly wait: number
+    /**
+     * Whom it concerns: everybody (`model`, the default), only requests of this tenant, because of a limit of its own
+     * (`tenant`), or all but the tenants that something is kept for (`guaranteed`).
+     */
+    readonly scope?: "model" | "tenant" | "guaranteed" | undefined
   }
 
 /**
@@ -387,6 +392,47 @@ export type Admission =
 export type Settlement = "settled" | "alreadySettled" | "expired"
 
 /**
+ * Whose request is admitted, and who must not be delayed by it.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface AdmitOptions {
+  readonly tenant?: string | undefined
+  /**
+   * What the request that is first in order costs. Another one is admitted before it only if that cannot make it later
+   * than it would be if nothing but time passed, in any limit, and leaves it a permit; else it is `Blocked` for
+   * `Infinity`.
+   */
+  readonly protect?: Cost | undefined
+}
+
+/**
+ * What a tenant may use of a model.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface TenantLimits {
+  /** Limits of its own, beside those of the model. */
+  readonly limits: ReadonlyArray<Limit>
+  /** The part of each limit of the model that is kept for it, 0 to 1. */
+  readonly guaranteed: number
+}
+
+/**
+ * What the tenants of a model may use.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Tenants {
+  readonly byId: ReadonlyMap<string, TenantLimits>
+  /** For each tenant that is not named, and for the requests without one. Nothing can be guaranteed to them. */
+  readonly others: ReadonlyArray<Limit>
+}
+
+/**
  * The limiter of one model: all of its limits, decided in one step.
  *
  * @category models
@@ -397,7 +443,7 @@ export interface Limiter {
    * Charges every limit, or none and says when. With `permit: false` the request runs on a permit that its caller
    * already holds: the concurrency limit is not asked.
    */
-  readonly admit: (cost: Cost, permit: boolean) => Effect.Effect<Admission>
+  readonly admit: (cost: Cost, permit: boolean, options?: AdmitOptions) => Effect.Effect<Admission>
   /** Replaces the estimate of a reservation by the actual usage; once. */
   readonly settle: (reservation: Reservation, usage: Tokens) => Effect.Effect<Settlement>
   /** The processor has ended: dates what was held until now. */
@@ -429,7 +475,11 @@ export interface Limiter {
  * @since 0.1.0
  */
 export const RateLimiter = Context.Reference<{
-  readonly make: (modelId: string, limits: ReadonlyArray<Limit>) => Effect.Effect<Limiter, never, Scope.Scope>
+  readonly make: (
+    modelId: string,
+    limits: ReadonlyArray<Limit>,
+    tenants?: Tenants
+  ) => Effect.Effect<Limiter, never, Scope.Scope>
 }>("effect-llm-queue/RateLimiter", {
-  defaultValue: () => ({ make: (_modelId, limits) => memory.make(limits) })
+  defaultValue: () => ({ make: (_modelId, limits, tenants) => memory.make(limits, tenants) })
 })

@@ -55,6 +55,9 @@ export interface Entry {
   /** Monotonic, as all times below. */
   readonly submittedAt: number
   readonly headStart: number
+  readonly tenant: string | undefined
+  /** How many that came later went before it, while it was the first. */
+  passed: number
   readonly timeout: number
   readonly processingTimeout: number
   /** The request whose processor submitted this one; else one that waits for it. */

@@ -100,3 +100,10 @@ export const tooLarge = (
   }
   return undefined
 }
+
+/** The largest part of a limit that a request takes: what it costs beside others. */
+export const largestShare = (limits: ReadonlyArray<RateLimiter.Limit>, cost: RateLimiter.Cost): number => {
+  let largest = limits.length === 0 ? 1 : 0
+  for (const limit of limits) largest = Math.max(largest, charge(limit, cost) / limit.limit)
+  return largest
+}

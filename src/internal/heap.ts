@@ -22,8 +22,31 @@ export class Heap<A> {
     return node
   }
 
+  get size(): number {
+    return this.nodes.length
+  }
+
   peek(): Node<A> | undefined {
     return this.nodes[0]
+  }
+
+  /** The first ones, in order, without taking them out: O(count²) or better, whatever else there is. */
+  first(count: number): ReadonlyArray<Node<A>> {
+    const { nodes } = this
+    const found: Array<Node<A>> = []
+    const frontier = nodes.length === 0 ? [] : [nodes[0]!]
+    while (found.length < count && frontier.length > 0) {
+      let least = 0
+      for (let i = 1; i < frontier.length; i++) if (before(frontier[i]!, frontier[least]!)) least = i
+      const node = frontier[least]!
+      frontier[least] = frontier.at(-1)!
+      frontier.pop()
+      found.push(node)
+      for (const child of [2 * node.index + 1, 2 * node.index + 2]) {
+        if (child < nodes.length) frontier.push(nodes[child]!)
+      }
+    }
+    return found
   }
 
   remove(node: Node<A>): void {

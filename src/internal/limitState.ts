@@ -180,10 +180,27 @@ export class LimitState {
     this.scaledAt = now
   }
 
-  /** When a charge fits, if nothing but time passes: `now` when it does. */
-  fitsAt(amount: number, now: number): number {
+  /** When a charge fits beside `reserved`, if nothing but time passes: `now` when it does. */
+  fitsAt(amount: number, now: number, reserved = 0): number {
     this.refresh(now)
-    return Math.max(this.pausedUntil, this.probedUntil, this.meter.fitsAt(amount, this.held, now))
+    return Math.max(this.pausedUntil, this.probedUntil, this.meter.fitsAt(amount, this.held + reserved, now))
+  }
+
+  /** Whether a charge now could keep a later one of `protectedAmount` from what fits it at `at`. */
+  delays(amount: number, protectedAmount: number, at: number, now: number): boolean {
+    if (amount === 0) return false
+    // What is larger than the limit waits for all of it.
+    return amount + protectedAmount > this.meter.capacity || this.fitsAt(amount + protectedAmount, now) > at
+  }
+
+  /** Net charges that count now, reservations included. */
+  used(now: number): number {
+    return this.meter.used(now) + this.held
+  }
+
+  /** Whether nothing would be lost if it was forgotten. */
+  isIdle(now: number): boolean {
+    return this.held === 0 && this.pausedUntil <= now && this.meter.used(now) <= 1e-6
   }
 
   take(amount: number, now: number): Charged {
@@ -400,7 +417,7 @@ export class LimitState {
   usage(now: number): RateLimiter.Usage {
     this.refresh(now)
     const { limit, type } = this.limit
-    const used = this.meter.used(now) + this.held
+    const used = this.used(now)
     const enforced = Math.min(limit, this.adopted) * this.scale
     const freed = this.fitsAt(1, now)
     return {

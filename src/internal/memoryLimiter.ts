@@ -6,11 +6,16 @@ import * as Ref from "effect/Ref"
 import * as Semaphore from "effect/Semaphore"
 import type * as RateLimiter from "../RateLimiter.ts"
 import { charge, type Charged, LimitState } from "./limitState.ts"
+import { type Tenant, TenantLimits } from "./tenantLimits.ts"
 import * as time from "./time.ts"
 
 /** What each windowed limit charged. */
 interface Reservation extends RateLimiter.Reservation {
+  /** Those of the model, and then those of the tenant. */
+  readonly states: States
   readonly charges: ReadonlyArray<Charged>
+  /** Whose running request it is; `undefined` on a permit that its caller already holds. */
+  readonly tenant: Tenant | undefined
   settled: boolean
   completed: boolean
 }
@@ -19,34 +24,85 @@ interface Reservation extends RateLimiter.Reservation {
 // them would make an admission cost what the windows hold.
 type States = ReadonlyArray<LimitState>
 
-const admit = (states: States, cost: RateLimiter.Cost, now: number): RateLimiter.Admission => {
-  let at = now
-  let by: RateLimiter.Type | undefined
-  for (const state of states) {
-    const fits = state.fitsAt(charge(state.limit, cost), now)
-    if (fits > at) {
-      at = fits
-      by = state.limit.type
+const none: RateLimiter.AdmitOptions = {}
+
+const blocked = (by: RateLimiter.Type, wait: number, scope?: "tenant" | "guaranteed"): RateLimiter.Admission =>
+  scope === undefined ? { _tag: "Blocked", by, wait } : { _tag: "Blocked", by, wait, scope }
+
+const admit = (
+  states: States,
+  cost: RateLimiter.Cost,
+  permit: boolean,
+  options: RateLimiter.AdmitOptions,
+  tenants: TenantLimits | undefined,
+  now: number
+): RateLimiter.Admission => {
+  const tenant = tenants?.get(options.tenant, now)
+  if (tenant !== undefined) {
+    if (permit && tenant.running >= tenant.concurrent) return blocked("concurrent", Number.POSITIVE_INFINITY, "tenant")
+    const own = lastToFit(tenant.own, cost, now)
+    if (own !== undefined) return blocked(own.by, own.at - now, "tenant")
+  }
+  const last = lastToFit(states, cost, now)
+  if (last !== undefined) return blocked(last.by, last.at - now)
+  if (tenants !== undefined && tenant !== undefined) {
+    const kept = lastToFit(states, cost, now, (i, amount) => tenants.kept(tenant, i, amount, now))
+    if (kept !== undefined) return blocked(kept.by, kept.at - now, "guaranteed")
+  }
+  const { protect } = options
+  if (protect !== undefined) {
+    const { at = now } = lastToFit(states, protect, now) ?? {}
+    if (at === Number.POSITIVE_INFINITY) return blocked("concurrent", at)
+    for (const state of states) {
+      const { limit } = state
+      if (state.delays(charge(limit, cost), charge(limit, protect), at, now)) {
+        return blocked(limit.type, Number.POSITIVE_INFINITY)
+      }
     }
   }
-  if (by !== undefined) return { _tag: "Blocked", by, wait: at - now }
-  const charges = new Array<Charged>(states.length)
-  for (let i = 0; i < states.length; i++) charges[i] = states[i]!.take(charge(states[i]!.limit, cost), now)
+  const all = tenant === undefined || tenant.states.length === 0 ? states : [...states, ...tenant.states]
+  const charges = new Array<Charged>(all.length)
+  for (let i = 0; i < all.length; i++) charges[i] = all[i]!.take(charge(all[i]!.limit, cost), now)
+  const runs = permit ? tenant : undefined
+  if (runs !== undefined) runs.running++
   const reservation: Reservation = {
     "~effect-llm-queue/Reservation": true,
+    states: all,
     charges,
+    tenant: runs,
     settled: false,
     completed: false
   }
   return { _tag: "Admitted", reservation }
 }
 
-const settle = (
+/** The limit that fits last, when some do not fit now. */
+const lastToFit = (
   states: States,
+  cost: RateLimiter.Cost,
+  now: number,
+  kept?: (index: number, amount: number) => number
+): { readonly at: number; readonly by: RateLimiter.Type } | undefined => {
+  let at = now
+  let by: RateLimiter.Type | undefined
+  for (let i = 0; i < states.length; i++) {
+    const { limit } = states[i]!
+    const amount = charge(limit, cost)
+    const fits = states[i]!.fitsAt(amount, now, kept?.(i, amount))
+    if (fits > at) {
+      at = fits
+      by = limit.type
+    }
+  }
+  return by === undefined ? undefined : { at, by }
+}
+
+const settle = (
   reservation: Reservation,
   usage: RateLimiter.Tokens,
   now: number
 ): RateLimiter.Settlement => {
+  const { states } = reservation
   if (reservation.settled) return "alreadySettled"
   let changed = states.length === 0
   for (let i = 0; i < states.length; i++) {
@@ -58,16 +114,20 @@ const settle = (
   return "settled"
 }
 
-const complete = (states: States, reservation: Reservation, now: number): void => {
+const complete = (reservation: Reservation, now: number): void => {
+  const { states, tenant } = reservation
   if (reservation.completed) return
   reservation.completed = true
+  if (tenant !== undefined) tenant.running--
   for (let i = 0; i < states.length; i++) states[i]!.complete(reservation.charges[i]!, now)
 }
 
 /** Whether there was anything to give back. */
-const giveBack = (states: States, reservation: Reservation, now: number): boolean => {
+const giveBack = (reservation: Reservation, now: number): boolean => {
+  const { states, tenant } = reservation
   if (reservation.completed) return false
   reservation.completed = reservation.settled = true
+  if (tenant !== undefined) tenant.running--
   for (let i = 0; i < states.length; i++) states[i]!.giveBack(reservation.charges[i]!, now)
   return true
 }
@@ -105,8 +165,9 @@ const refuse = (
 ): void => {
   if (reservation.completed) return
   reservation.completed = reservation.settled = true
+  if (reservation.tenant !== undefined) reservation.tenant.running--
   const amounts = reservation.charges.map(({ amount }) => amount)
-  for (let i = 0; i < states.length; i++) states[i]!.refused(reservation.charges[i]!, now)
+  for (let i = 0; i < reservation.states.length; i++) reservation.states[i]!.refused(reservation.charges[i]!, now)
   observe(states, reservation, observations, now)
   if (refusal.kind !== "rate" && refusal.kind !== "ramp") return
   // Said by the provider; else the one that has the least left.
@@ -124,16 +185,20 @@ const refuse = (
 const own = (reservation: RateLimiter.Reservation): Reservation => reservation as Reservation
 
 /** @internal */
-export const make = Effect.fnUntraced(function*(limits: ReadonlyArray<RateLimiter.Limit>) {
+export const make = Effect.fnUntraced(function*(
+  limits: ReadonlyArray<RateLimiter.Limit>,
+  tenants?: RateLimiter.Tenants
+) {
   const clock = yield* Clock.Clock
   const random = yield* Random.Random
   const now = time.monotonic(clock)
   const wall = () => clock.currentTimeMillisUnsafe()
+  const makeState = (limit: RateLimiter.Limit, now: number) =>
+    new LimitState(limit, wall, now, () => random.nextDoubleUnsafe())
   const states = yield* Ref.make<States>(
-    limits.flatMap((limit) =>
-      limit.timePeriod === undefined ? [] : [new LimitState(limit, wall, now(), () => random.nextDoubleUnsafe())]
-    )
+    limits.flatMap((limit) => limit.timePeriod === undefined ? [] : [makeState(limit, now())])
   )
+  const byTenant = tenants === undefined ? undefined : new TenantLimits(tenants, limits, makeState, now())
   const step = <A>(f: (states: States, now: number) => A): Effect.Effect<A> =>
     Ref.modify(states, (state) => [f(state, now()), state])
 
@@ -146,27 +211,35 @@ export const make = Effect.fnUntraced(function*(limits: ReadonlyArray<RateLimite
       semaphore.release(0),
       (free) => free < concurrent.limit ? Effect.asVoid(semaphore.release(1)) : Effect.void
     )
-  const noPermit = Effect.succeed<RateLimiter.Admission>({
-    _tag: "Blocked",
-    by: "concurrent",
-    wait: Number.POSITIVE_INFINITY
-  })
+  const noPermit = Effect.succeed(blocked("concurrent", Number.POSITIVE_INFINITY))
+  const noKeptPermit = Effect.succeed(blocked("concurrent", Number.POSITIVE_INFINITY, "guaranteed"))
 
   const limiter: RateLimiter.Limiter = {
-    admit: (cost, permit) => {
-      const charged = step((state, now) => admit(state, cost, now))
-      if (semaphore === undefined || !permit) return charged
+    admit: (cost, permit, options = none) => {
+      const charged = step((state, now) => admit(state, cost, permit, options, byTenant, now))
+      if (semaphore === undefined || concurrent === undefined || !permit) return charged
       const chargedOrReleased = Effect.flatMap(
         charged,
         (admission) => Effect.as(admission._tag === "Admitted" ? Effect.void : releasePermit, admission)
       )
-      return Effect.flatMap(semaphore.takeIfAvailable(1), (taken) => taken ? chargedOrReleased : noPermit)
+      const taken = Effect.flatMap(
+        semaphore.takeIfAvailable(1),
+        (taken) => taken ? chargedOrReleased : noPermit
+      )
+      if (byTenant === undefined && options.protect === undefined) return taken
+      return Effect.flatMap(semaphore.release(0), (free) => {
+        // The one that is first in order keeps a permit.
+        if (options.protect !== undefined && free < 2) return noPermit
+        if (free === 0 || byTenant === undefined) return taken
+        const tenant = byTenant.get(options.tenant, now())
+        return free > byTenant.keptPermits(tenant, concurrent.limit) ? taken : noKeptPermit
+      })
     },
-    settle: (reservation, usage) => step((state, now) => settle(state, own(reservation), usage, now)),
-    complete: (reservation) => step((state, now) => complete(state, own(reservation), now)),
+    settle: (reservation, usage) => step((_, now) => settle(own(reservation), usage, now)),
+    complete: (reservation) => step((_, now) => complete(own(reservation), now)),
     giveBack: (reservation, permit) =>
       Effect.flatMap(
-        step((state, now) => giveBack(state, own(reservation), now)),
+        step((_, now) => giveBack(own(reservation), now)),
         (given) => given && permit ? releasePermit : Effect.void
       ),
     observe: (reservation, observations) => step((state, now) => observe(state, own(reservation), observations, now)),

@@ -38,12 +38,13 @@ import {
   type Snapshot,
   waitingTime
 } from "./entry.ts"
-import { estimate, tooLarge } from "./estimate.ts"
+import { estimate, largestShare, tooLarge } from "./estimate.ts"
 import { Heap } from "./heap.ts"
 import { charge, countsTokens } from "./limitState.ts"
 import { failureHeaders } from "./provider/classify.ts"
 import { ProviderGate } from "./providerGate.ts"
 import * as requestId from "./requestId.ts"
+import { Scheduler } from "./scheduler.ts"
 import * as settings from "./settings.ts"
 import * as time from "./time.ts"
 import * as tokenEstimator from "./tokenEstimator.ts"
@@ -79,6 +80,8 @@ export interface ModelQueue {
   readonly close: (options: settings.ShutdownSettings) => Effect.Effect<void>
   readonly shutdown: settings.ShutdownSettings
 }
+
+type Blocked = Extract<RateLimiter.Admission, { readonly _tag: "Blocked" }>
 
 /** Wakes the dispatcher without bringing a request. */
 const wakeUp = Symbol()
@@ -122,6 +125,9 @@ const tell = (deferred: Deferred.Deferred<Entry> | undefined, entry: Entry): voi
 /** Refused attempts of a request that its status tells of. */
 const keptRefusals = 16
 
+/** How many requests are looked at when the first one is blocked. */
+const looksBehind = 8
+
 /** The shortest sleep, in milliseconds: any clock moves on by it, whatever the rounding of its readings. */
 const resolution = 0.001
 
@@ -136,7 +142,7 @@ export const make = Effect.fnUntraced(function*(
   const clock = yield* Clock.Clock
   const now = time.monotonic(clock)
   const scope = yield* Scope.make()
-  const limiter = yield* limiters.make(modelId, config.limits).pipe(Scope.provide(scope))
+  const limiter = yield* limiters.make(modelId, config.limits, config.tenantLimits).pipe(Scope.provide(scope))
   const intake = yield* Queue.unbounded<Entry | typeof wakeUp>()
   const bell = yield* Queue.sliding<void>(1)
   const drained = yield* Deferred.make<void>()
@@ -145,7 +151,7 @@ export const make = Effect.fnUntraced(function*(
   const suspended = new EntryList()
   /** Accepted and not dispatched, in order of acceptance: what the capacity counts, and the nested ones beside. */
   const waiting = new EntryList()
-  const order = new Heap<Entry>()
+  const scheduler = new Scheduler(config.weightOf, ({ cost }) => largestShare(config.limits, cost))
   /** Waiting, but not to be attempted before a time. */
   const delayed = new Heap<Entry>()
   const nested = new Set<Entry>()
@@ -226,10 +232,7 @@ export const make = Effect.fnUntraced(function*(
       delayed.remove(entry.delayed)
       entry.delayed = undefined
     }
-    if (entry.order !== undefined) {
-      order.remove(entry.order)
-      entry.order = undefined
-    }
+    if (entry.order !== undefined) scheduler.remove(entry)
     if (entry.nested) nested.delete(entry)
     else counted--
   }
@@ -254,8 +257,7 @@ export const make = Effect.fnUntraced(function*(
     }
     counted--
     if (entry.order !== undefined) {
-      order.remove(entry.order)
-      entry.order = undefined
+      scheduler.remove(entry)
       nested.add(entry)
     }
     admitSuspended()
@@ -432,7 +434,7 @@ export const make = Effect.fnUntraced(function*(
     if (problems.length > 0) {
       return new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(request.id), problems })
     }
-    const large = tooLarge(config.limits, cost)
+    const large = tooLarge(config.limits, cost) ?? tooLarge(config.limitsOf(request.tenant), cost)
     if (large !== undefined) {
       return new QueueError.RequestTooLarge({
         modelId,
@@ -464,6 +466,8 @@ export const make = Effect.fnUntraced(function*(
       createdAt: clock.currentTimeMillisUnsafe(),
       submittedAt,
       headStart,
+      tenant: request.tenant,
+      passed: 0,
       timeout,
       processingTimeout,
       parent,
@@ -602,6 +606,7 @@ export const make = Effect.fnUntraced(function*(
   const settle = (entry: Entry, usage: RateLimiter.Tokens): Effect.Effect<RateLimiter.Settlement> =>
     Effect.map(limiter.settle(entry.reservation!, usage), (settlement) => {
       if (settlement !== "alreadySettled") entry.usage ??= usage
+      scheduler.happened(entry.tenant)
       if (entry.outcome?.status === "completed") learn(entry)
       wake()
       return settlement
@@ -781,6 +786,7 @@ export const make = Effect.fnUntraced(function*(
     const delay = entry.outcome === undefined ? yield* delayOf(entry, refusal, gate) : undefined
     running.delete(entry)
     entry.fiber = undefined
+    scheduler.happened(entry.tenant)
     wake()
     if (delay !== undefined && entry.outcome === undefined && !exempt.has(entry)) {
       requeue(entry, refusal, delay)
@@ -817,6 +823,7 @@ export const make = Effect.fnUntraced(function*(
           running.delete(entry)
           exempt.delete(entry)
           entry.fiber = entry.parent = entry.span = undefined
+          scheduler.happened(entry.tenant)
           wake()
           if (outcome.status === "completed") learn(entry)
           if (end(entry, outcome)) return
@@ -828,6 +835,7 @@ export const make = Effect.fnUntraced(function*(
 
   const dispatch = (entry: Entry, reservation: RateLimiter.Reservation) => {
     const request = entry.request!
+    scheduler.serve(entry)
     leaveWaiting(entry)
     entry.state = "dispatched"
     entry.dispatchedAt = now()
@@ -869,8 +877,7 @@ export const make = Effect.fnUntraced(function*(
       nested.add(entry)
       return
     }
-    entry.order = order.add(entry.submittedAt - entry.headStart, entry, entry.sequence)
-    entry.sequence = entry.order.sequence
+    scheduler.add(entry)
   }
 
   /** Puts in order what need not be delayed any longer, and says how long the next one must. */
@@ -916,6 +923,7 @@ export const make = Effect.fnUntraced(function*(
     Effect.suspend(() => {
       const left = entry.outcome !== undefined || (lender !== undefined && lenderOf(entry) !== lender)
       if (left || (gate !== undefined && gateWait(entry, gate) > 0)) {
+        scheduler.happened(entry.tenant)
         return limiter.giveBack(reservation, lender === undefined)
       }
       if (lender === undefined) {
@@ -928,6 +936,33 @@ export const make = Effect.fnUntraced(function*(
       return Effect.void
     })
 
+  /** Whether only the tenant of a request is kept back. */
+  const isHeld = ({ scope }: Blocked): boolean => scope !== undefined && scope !== "model"
+
+  /**
+   * Lets a request go before the first one, which is blocked by something that this one takes less of, if that cannot
+   * delay it. Says how long until one can: 0 when one went.
+   */
+  const pass = Effect.fnUntraced(function*(first: Entry, { by, wait }: Blocked) {
+    if (by === "concurrent" || wait === Number.POSITIVE_INFINITY || first.passed >= config.bypass) return wait
+    // It may have left while the limiter was asked.
+    if (first.order === undefined) return 0
+    const limit = config.limits.find(({ type }) => type === by)
+    let least = wait
+    for (const entry of limit === undefined ? [] : scheduler.behind(first, looksBehind)) {
+      if (charge(limit!, entry.cost) >= charge(limit!, first.cost)) continue
+      const admission = yield* limiter.admit(entry.cost, true, { tenant: entry.tenant, protect: first.cost })
+      if (admission._tag === "Blocked") {
+        least = Math.min(least, admission.wait)
+        continue
+      }
+      first.passed++
+      yield* use(entry, admission.reservation)
+      return 0
+    }
+    return least
+  })
+
   /**
    * Admits one request, or says how long nothing can be: 0 when the limiter admitted one. Uninterruptible, so that the
    * closing of the queue does not lose what the limiter has given.
@@ -937,54 +972,65 @@ export const make = Effect.fnUntraced(function*(
     // nobody: its siblings have it, and may in turn wait for a nested request behind it.
     let hasPermit = true
     const nestedWait = gate === undefined ? 0 : gate.nestedWait(now())
+    let heldWait = Number.POSITIVE_INFINITY
     for (const entry of nested.size === 0 || nestedWait > 0 ? [] : Array.from(nested)) {
       if (entry.outcome !== undefined) continue
-      let admission = hasPermit ? yield* limiter.admit(entry.cost, true) : undefined
+      let admission = hasPermit ? yield* limiter.admit(entry.cost, true, entry) : undefined
       let lender: Entry | undefined
       if (admission === undefined || (admission._tag === "Blocked" && admission.by === "concurrent")) {
         // Then there is none for the others either: the limiter, which may be far away, is asked once.
-        hasPermit = false
+        if (admission === undefined || !isHeld(admission)) hasPermit = false
         lender = lenderOf(entry)
         if (lender === undefined) continue
-        admission = yield* limiter.admit(entry.cost, false)
+        admission = yield* limiter.admit(entry.cost, false, entry)
       }
       if (admission._tag === "Admitted") {
         yield* use(entry, admission.reservation, lender)
         return 0
       }
-      if (admission.wait < Number.POSITIVE_INFINITY || !onlyWaitersRun()) return admission.wait
-      const { by } = admission
-      const limit = config.limits.find((limit) => limit.type === by)!
-      fail(
-        entry,
-        new QueueError.RequestTooLarge({
-          modelId,
-          requestId: entry.id,
-          limitType: by,
-          limit: limit.limit,
-          requested: charge(limit, entry.cost),
-          estimated: false
-        })
-      )
-      return 0
+      if (admission.wait === Number.POSITIVE_INFINITY && onlyWaitersRun()) {
+        const { by } = admission
+        const limit = [...config.limits, ...config.limitsOf(entry.tenant)].find((limit) => limit.type === by)!
+        fail(
+          entry,
+          new QueueError.RequestTooLarge({
+            modelId,
+            requestId: entry.id,
+            limitType: by,
+            limit: limit.limit,
+            requested: charge(limit, entry.cost),
+            estimated: false
+          })
+        )
+        return 0
+      }
+      if (!isHeld(admission)) return admission.wait
+      heldWait = Math.min(heldWait, admission.wait)
     }
-    const head = order.peek()
+    const head = scheduler.peek()
     const wait = gate === undefined ? 0 : gate.wait(now(), running.size)
     if (head === undefined || wait > 0) {
       return nested.size === 0 || nestedWait === 0
-        ? head === undefined ? Number.POSITIVE_INFINITY : wait
+        ? Math.min(heldWait, head === undefined ? Number.POSITIVE_INFINITY : wait)
         : Math.min(nestedWait, wait)
     }
-    const admission = yield* limiter.admit(head.value.cost, true)
-    if (admission._tag === "Blocked") return admission.wait
-    yield* use(head.value, admission.reservation)
+    const admission = yield* limiter.admit(head.cost, true, head)
+    if (admission._tag === "Admitted") {
+      yield* use(head, admission.reservation)
+      return 0
+    }
+    if (!isHeld(admission)) return Math.min(heldWait, yield* pass(head, admission))
+    // The requests of its tenant wait, and hold back nobody else.
+    if (head.order !== undefined) {
+      scheduler.hold(head, now() + admission.wait, admission.scope === "tenant" ? "itself" : "others")
+    }
     return 0
   }, Effect.uninterruptible)
 
   const dispatcher = Effect.gen(function*() {
     while (true) {
       if (Queue.sizeUnsafe(intake) > 0) drainIntake(yield* Queue.clear(intake))
-      const delay = resumeDelayed()
+      const delay = Math.min(resumeDelayed(), scheduler.resume(now()) - now())
       const wait = Math.min(delay, yield* admitNext())
       if (wait > 0 && Queue.sizeUnsafe(intake) === 0) yield* sleepUntilOr(now() + wait, Queue.peek(intake))
     }

@@ -23,6 +23,12 @@ export interface Settings {
   readonly timeout: number
   readonly processingTimeout: number
   readonly headStart: number
+  /** `undefined` when no tenant has limits of its own. */
+  readonly tenantLimits: RateLimiter.Tenants | undefined
+  readonly limitsOf: (tenant: string | undefined) => ReadonlyArray<RateLimiter.Limit>
+  readonly weightOf: (tenant: string | undefined) => number
+  /** Most requests that may go before a blocked one. */
+  readonly bypass: number
   readonly shutdown: ShutdownSettings
   /** Names what is wrong with parameters. */
   readonly checkParams: (params: unknown) => ReadonlyArray<string>
@@ -194,20 +200,25 @@ const resolveLimits = (
     problems.push(`rateLimiterMode: expected "requests_per_period" or "concurrent_requests", got ${show(mode)}`)
     return []
   }
-  const { rateLimiters } = given
-  if (rateLimiters === "unlimited") return []
-  if (!Array.isArray(rateLimiters)) {
-    problems.push(
-      `rateLimiters: expected a list of limits or "unlimited", got ${show(rateLimiters)}`
-    )
+  return resolveList(given.rateLimiters, provider, problems, "rateLimiters")
+}
+
+/** A list of limits, or `"unlimited"`. */
+const resolveList = (
+  given: unknown,
+  provider: ProviderProfile.ProviderProfile | undefined,
+  problems: Array<string>,
+  name: string
+): ReadonlyArray<RateLimiter.Limit> => {
+  if (given === "unlimited") return []
+  if (!Array.isArray(given)) {
+    problems.push(`${name}: expected a list of limits or "unlimited", got ${show(given)}`)
     return []
   }
-  if (rateLimiters.length === 0) {
-    problems.push(`rateLimiters: the list is empty; say "unlimited" for a model without limits`)
-  }
+  if (given.length === 0) problems.push(`${name}: the list is empty; say "unlimited" where there are no limits`)
   const limits: Array<RateLimiter.Limit> = []
-  for (const [index, config] of rateLimiters.entries()) {
-    const at = `rateLimiters[${index}]`
+  for (const [index, config] of given.entries()) {
+    const at = `${name}[${index}]`
     const names = { limit: `${at}.limit`, timePeriod: `${at}.timePeriod` }
     for (const limit of resolveLimit(config, provider, names, problems, at)) {
       if (limits.some((other) => other.type === limit.type && other.timePeriod === limit.timePeriod)) {
@@ -462,6 +473,77 @@ const resolveEstimator = (
   return undefined
 }
 
+/** What tenants may use, and how they share. */
+const resolveTenants = (
+  given: unknown,
+  limits: ReadonlyArray<RateLimiter.Limit>,
+  problems: Array<string>
+): Pick<Settings, "tenantLimits" | "limitsOf" | "weightOf"> => {
+  const none: Pick<Settings, "tenantLimits" | "limitsOf" | "weightOf"> = {
+    tenantLimits: undefined,
+    limitsOf: () => [],
+    weightOf: () => 1
+  }
+  if (given === undefined) return none
+  if (typeof given !== "object" || given === null) {
+    problems.push(`tenants: expected an object, got ${show(given)}`)
+    return none
+  }
+  const resolveTenant = (tenant: unknown, at: string) => {
+    if (typeof tenant !== "object" || tenant === null) {
+      problems.push(`${at}: expected an object, got ${show(tenant)}`)
+      return { weight: 1, limits: [], guaranteed: 0 }
+    }
+    const { guaranteed = 0, rateLimiters, weight = 1 }: {
+      readonly weight?: unknown
+      readonly rateLimiters?: unknown
+      readonly guaranteed?: unknown
+    } = tenant
+    if (!(typeof weight === "number" && weight > 0 && weight <= maxWeight)) {
+      problems.push(`${at}.weight: expected a number of more than 0 and up to ${maxWeight}, got ${show(weight)}`)
+    }
+    if (!(typeof guaranteed === "number" && guaranteed >= 0 && guaranteed <= 1)) {
+      problems.push(`${at}.guaranteed: expected a part of the limits from 0 to 1, got ${show(guaranteed)}`)
+    }
+    return {
+      weight: Number(weight),
+      limits: rateLimiters === undefined
+        ? []
+        : resolveList(rateLimiters, undefined, problems, `${at}.rateLimiters`),
+      guaranteed: Number(guaranteed)
+    }
+  }
+  const { byId = {}, others = {} }: { readonly byId?: unknown; readonly others?: unknown } = given
+  if (typeof byId !== "object" || byId === null) {
+    problems.push(`tenants.byId: expected an object with a tenant's options for each id, got ${show(byId)}`)
+    return none
+  }
+  const tenants = new Map(
+    Object.entries(byId).map(([id, tenant]) => {
+      const problem = checkId(id)
+      if (problem !== undefined) problems.push(`tenants.byId[${show(id)}]: ${problem}`)
+      return [id, resolveTenant(tenant, `tenants.byId[${show(id)}]`)] as const
+    })
+  )
+  const rest = resolveTenant(others, "tenants.others")
+  if (rest.guaranteed > 0) {
+    problems.push("tenants.others.guaranteed: nothing can be guaranteed to tenants that are not named; use byId")
+  }
+  const sum = Array.from(tenants.values()).reduce((sum, { guaranteed }) => sum + guaranteed, 0)
+  if (sum > 1 + 1e-9) problems.push(`tenants: ${sum} of each limit is guaranteed, which is more than all of it`)
+  const isLimited = rest.limits.length > 0
+    || Array.from(tenants.values()).some(({ guaranteed, limits }) => limits.length > 0 || guaranteed > 0)
+  const of = (tenant: string | undefined) => (tenant === undefined ? undefined : tenants.get(tenant)) ?? rest
+  if (sum > 0 && limits.length === 0) problems.push("tenants: without limits there is nothing to guarantee a part of")
+  return {
+    tenantLimits: isLimited ? { byId: tenants, others: rest.limits } : undefined,
+    limitsOf: (tenant) => of(tenant).limits,
+    weightOf: (tenant) => of(tenant).weight
+  }
+}
+
+const maxWeight = 1e6
+
 /** Checks shutdown options; what is left out, or is wrong, comes from `base`. */
 export const shutdown = (
   options: ModelConfig.Shutdown | undefined,
@@ -550,6 +632,8 @@ export const resolve = (
     timeout: number("timeout", timeout(definition.timeout), 0),
     processingTimeout: number("processingTimeout", timeout(definition.processingTimeout), 0),
     headStart: number("priority", headStart(definition.priority ?? "normal"), 0),
+    ...resolveTenants(definition.tenants, limits, problems),
+    bypass: whole("bypass", definition.bypass, 16, problems, 0),
     shutdown: shutdown(definition.shutdown, defaultsShutdown, problems),
     checkParams: paramsChecker(Schema.isSchema(definition.params) ? definition.params : undefined),
     usage: definition.usage as ((result: unknown) => unknown) | undefined,

@@ -69,6 +69,7 @@ export const simulate = Effect.fnUntraced(function*(schedule: Schedule) {
       limit.type === "concurrent" ? { type: limit.type, limit: limit.limit } : limit
     ),
     capacity: schedule.capacity,
+    bypass: 0,
     retention: { age: "10000 days" },
     shutdown: { policy: "interrupt" },
     ...(schedule.usage ? { usage: (result: Result) => result.usage! } : {})

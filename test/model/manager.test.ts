@@ -90,6 +90,7 @@ const makeModel = (name: string, { limits, ...options }: Options): Model => {
   return ModelConfig.makeUntyped<Plan, Result, string>(name, {
     rateLimiters: rateLimiters.length === 0 ? "unlimited" : rateLimiters,
     capacity: options.capacity,
+    bypass: 0,
     strategy: options.strategy,
     retention: { count: options.retainCount, age: options.retainAge },
     usage: options.readsUsage ? (result) => result.usage : undefined,

@@ -81,6 +81,7 @@ const simulate = Effect.fnUntraced(function*(
     QueueManager.QueueManager
   )
   const Model = ModelConfig.makeUntyped<Request, Result, Refused>(name, {
+    bypass: 0,
     ...plan.options,
     rateLimiters: plan.limits.length === 0 ? "unlimited" : plan.limits.map((limit) =>
       RateLimiter.make({

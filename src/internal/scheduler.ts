@@ -1,0 +1,196 @@
+/**
+ * Who goes next: fair among tenants, by priority and age inside one.
+ *
+ * **Among tenants** it is start-time fair queueing. Each tenant has a tag: what it was served so far, divided by its
+ * weight. The one with the smallest tag goes next, and its tag grows by the cost of what it is served. One that comes
+ * back starts at the tag of the one served last, so that idleness saves nothing. Then for two tenants that have waiting
+ * requests all the time, the difference of their tags stays within [−a, b], where a and b are their largest costs
+ * divided by their weights: the difference of what they are served meanwhile is at most a + b.
+ *
+ * **Inside a tenant** the order is by submission time less the head start, so whoever has waited long enough is first.
+ *
+ * A tenant that is held, by limits of its own, is left out until it is released, and then starts like one that comes
+ * back.
+ */
+import type { Entry } from "./entry.ts"
+import { Heap, type Node } from "./heap.ts"
+
+export interface Tenant {
+  readonly id: string | undefined
+  readonly weight: number
+  readonly waiting: Heap<Entry>
+  tag: number
+  /** The largest cost that it was served since it came, divided by its weight. */
+  largest: number
+  /** Among those that may go, by tag. */
+  place: Node<Tenant> | undefined
+  /** Among those that are held, by time. */
+  held: Node<Tenant> | undefined
+}
+
+export class Scheduler {
+  private readonly weightOf: (tenant: string | undefined) => number
+  private readonly costOf: (entry: Entry) => number
+  /** Those with waiting requests, and those that have been served more than the others. */
+  private readonly tenants = new Map<string | undefined, Tenant>()
+  private readonly ready = new Heap<Tenant>()
+  private readonly held = new Heap<Tenant>()
+  /** Without waiting requests, by tag. */
+  private readonly idle = new Heap<Tenant>()
+  private readonly heldByOthers = new Set<Tenant>()
+  private sequence = 0
+  /** The tag of the tenant served last, before it was served. */
+  private virtualTime = 0
+
+  constructor(weightOf: (tenant: string | undefined) => number, costOf: (entry: Entry) => number) {
+    this.weightOf = weightOf
+    this.costOf = costOf
+  }
+
+  /** How many tenants are in memory. */
+  get size(): number {
+    return this.tenants.size
+  }
+
+  /** Puts an entry in its place; in its old one among those of the same time, if it had one. */
+  add(entry: Entry): void {
+    const tenant = this.tenants.get(entry.tenant) ?? this.come(entry.tenant)
+    entry.sequence ??= this.sequence++
+    const isBack = tenant.waiting.peek() === undefined && tenant.held === undefined
+    entry.order = tenant.waiting.add(entry.submittedAt - entry.headStart, entry, entry.sequence)
+    if (!isBack) return
+    if (tenant.place !== undefined) this.idle.remove(tenant.place)
+    this.start(tenant)
+  }
+
+  /** Takes an entry out that is in order. */
+  remove(entry: Entry): void {
+    const tenant = this.tenants.get(entry.tenant)!
+    tenant.waiting.remove(entry.order!)
+    entry.order = undefined
+    if (tenant.waiting.peek() === undefined) this.leave(tenant)
+  }
+
+  /** The first in order of those that are not held. */
+  peek(): Entry | undefined {
+    return this.ready.peek()?.value.waiting.peek()?.value
+  }
+
+  /** An entry is served: to be called before it is removed. Also for one that is not in order. */
+  serve(entry: Entry): void {
+    // Alone, it need not be compared with anybody.
+    if (this.tenants.size === 0 || (this.tenants.size === 1 && this.tenants.has(entry.tenant))) return
+    const tenant = this.tenants.get(entry.tenant) ?? this.come(entry.tenant)
+    const cost = this.costOf(entry) / tenant.weight
+    const next = this.ready.peek()
+    if (next !== undefined) this.virtualTime = Math.max(this.virtualTime, next.value.tag)
+    tenant.tag += cost
+    tenant.largest = Math.max(tenant.largest, cost)
+    if (tenant.held !== undefined) return
+    const order = tenant.waiting.size === 0 ? this.idle : this.ready
+    if (tenant.place !== undefined) order.remove(tenant.place)
+    tenant.place = order.add(tenant.tag, tenant)
+    this.forget()
+  }
+
+  /**
+   * The next ones behind the first, at most `count`: those of its own tenant, and the first ones of others whose share
+   * allows that they go now.
+   */
+  behind(first: Entry, count: number): ReadonlyArray<Entry> {
+    const tenant = this.tenants.get(first.tenant)!
+    const found = tenant.waiting.first(count + 1).map(({ value }) => value).filter((entry) => entry !== first)
+    if (this.ready.size === 1) return found.slice(0, count)
+    const others = this.ready.first(count + 1).flatMap(({ value: other }) => {
+      if (other === tenant) return []
+      const entry = other.waiting.peek()!.value
+      const cost = this.costOf(entry) / other.weight
+      return other.tag + cost <= tenant.tag + Math.max(other.largest, cost) ? [entry] : []
+    })
+    return [...others, ...found].slice(0, count)
+  }
+
+  /** Leaves its tenant out: until a time, or until something happens to itself, or to anybody, that may end it. */
+  hold(entry: Entry, until: number, by: "itself" | "others"): void {
+    const tenant = this.tenants.get(entry.tenant)!
+    this.ready.remove(tenant.place!)
+    tenant.place = undefined
+    tenant.held = this.held.add(until, tenant)
+    if (by === "others") this.heldByOthers.add(tenant)
+  }
+
+  /** Releases those whose time has come, and says when the next one's does. */
+  resume(now: number): number {
+    for (let node = this.held.peek(); node !== undefined; node = this.held.peek()) {
+      if (node.key > now) return node.key
+      this.release(node.value)
+    }
+    return Number.POSITIVE_INFINITY
+  }
+
+  /** Something that the tenant did is over, or was settled: it may go on, and those that others hold. */
+  happened(id: string | undefined): void {
+    if (this.held.size === 0) return
+    const tenant = this.tenants.get(id)
+    if (tenant?.held !== undefined) this.release(tenant)
+    for (const other of this.heldByOthers) this.release(other)
+  }
+
+  /** Releases everybody. */
+  releaseAll(): void {
+    for (let node = this.held.peek(); node !== undefined; node = this.held.peek()) this.release(node.value)
+  }
+
+  private come(id: string | undefined): Tenant {
+    const tenant: Tenant = {
+      id,
+      weight: this.weightOf(id),
+      waiting: new Heap(),
+      tag: this.virtualTime,
+      largest: 0,
+      place: undefined,
+      held: undefined
+    }
+    this.tenants.set(id, tenant)
+    return tenant
+  }
+
+  private start(tenant: Tenant): void {
+    tenant.tag = Math.max(tenant.tag, this.virtualTime)
+    tenant.place = this.ready.add(tenant.tag, tenant)
+  }
+
+  private release(tenant: Tenant): void {
+    this.held.remove(tenant.held!)
+    tenant.held = undefined
+    this.heldByOthers.delete(tenant)
+    this.start(tenant)
+  }
+
+  /** Its last waiting request is gone. */
+  private leave(tenant: Tenant): void {
+    if (tenant.held !== undefined) {
+      this.held.remove(tenant.held)
+      tenant.held = undefined
+      this.heldByOthers.delete(tenant)
+    } else this.ready.remove(tenant.place!)
+    tenant.place = this.idle.add(tenant.tag, tenant)
+    if (this.ready.size === 0 && this.held.size === 0) {
+      // Nobody waits for anybody: all start anew.
+      for (let node = this.idle.peek(); node !== undefined; node = this.idle.peek()) this.drop(node)
+      this.virtualTime = 0
+    } else this.forget()
+  }
+
+  /** Those that have no more than they would start with are forgotten. */
+  private forget(): void {
+    for (let node = this.idle.peek(); node !== undefined && node.key <= this.virtualTime; node = this.idle.peek()) {
+      this.drop(node)
+    }
+  }
+
+  private drop(node: Node<Tenant>): void {
+    this.idle.remove(node)
+    this.tenants.delete(node.value.id)
+  }
+}

@@ -1,0 +1,107 @@
+/**
+ * What tenants use of a model, in memory: limits of their own, and what is kept for those it was guaranteed to.
+ *
+ * Tenants come and go without notice. One that is idle is forgotten: nothing it did still counts.
+ */
+import type * as RateLimiter from "../RateLimiter.ts"
+import type { LimitState } from "./limitState.ts"
+
+export interface Tenant {
+  /** The model's limits do not come in here: what is `Blocked` by these concerns this tenant only. */
+  readonly own: ReadonlyArray<LimitState>
+  /** Most at one time. */
+  readonly concurrent: number
+  running: number
+  readonly guaranteed: number
+  /** Its part of each of the model's windows; empty when nothing is guaranteed. */
+  readonly parts: ReadonlyArray<LimitState>
+  /** All of the above that keep charges. */
+  readonly states: ReadonlyArray<LimitState>
+}
+
+/** Tenants that are looked at for each new one, so that those that are idle are forgotten. */
+const swept = 2
+
+export class TenantLimits {
+  private readonly tenants: RateLimiter.Tenants
+  private readonly windows: ReadonlyArray<RateLimiter.Limit>
+  private readonly makeState: (limit: RateLimiter.Limit, now: number) => LimitState
+  private readonly known = new Map<string | undefined, Tenant>()
+  private readonly guaranteed: Array<Tenant> = []
+
+  constructor(
+    tenants: RateLimiter.Tenants,
+    limits: ReadonlyArray<RateLimiter.Limit>,
+    makeState: (limit: RateLimiter.Limit, now: number) => LimitState,
+    now: number
+  ) {
+    this.tenants = tenants
+    this.windows = limits.filter(({ timePeriod }) => timePeriod !== undefined)
+    this.makeState = makeState
+    for (const [id, { guaranteed }] of tenants.byId) {
+      if (guaranteed > 0) this.guaranteed.push(this.get(id, now))
+    }
+  }
+
+  /** How many there are in memory. */
+  get size(): number {
+    return this.known.size
+  }
+
+  get(id: string | undefined, now: number): Tenant {
+    const found = this.known.get(id)
+    if (found !== undefined) return found
+    this.sweep(now)
+    const { guaranteed, limits } = (id === undefined ? undefined : this.tenants.byId.get(id))
+      ?? { limits: this.tenants.others, guaranteed: 0 }
+    const own = limits.flatMap((limit) => limit.timePeriod === undefined ? [] : [this.makeState(limit, now)])
+    // A part is counted as the limit is, and nobody but the provider corrects that.
+    const parts = guaranteed === 0
+      ? []
+      : this.windows.map((limit) => this.makeState({ ...limit, coldStart: false }, now))
+    const tenant: Tenant = {
+      own,
+      concurrent: limits.find(({ type }) => type === "concurrent")?.limit ?? Number.POSITIVE_INFINITY,
+      running: 0,
+      guaranteed,
+      parts,
+      states: [...own, ...parts]
+    }
+    this.known.set(id, tenant)
+    return tenant
+  }
+
+  /** What must be left of a window for others when a tenant takes `amount`; nothing if that is its own part. */
+  kept(tenant: Tenant, window: number, amount: number, now: number): number {
+    const { limit } = this.windows[window]!
+    const isOwnPart = tenant.guaranteed > 0 && tenant.parts[window]!.used(now) + amount <= tenant.guaranteed * limit
+    if (isOwnPart) return 0
+    let kept = 0
+    for (const other of this.guaranteed) {
+      if (other !== tenant) kept += Math.max(0, other.guaranteed * limit - other.parts[window]!.used(now))
+    }
+    return kept
+  }
+
+  /** The same for the permits of a concurrency limit. */
+  keptPermits(tenant: Tenant, permits: number): number {
+    if (tenant.running < Math.floor(tenant.guaranteed * permits)) return 0
+    let kept = 0
+    for (const other of this.guaranteed) {
+      if (other !== tenant) kept += Math.max(0, Math.floor(other.guaranteed * permits) - other.running)
+    }
+    return kept
+  }
+
+  /** The oldest ones go to the end when they are not idle, so that all are looked at in turn. */
+  private sweep(now: number): void {
+    let left = swept
+    for (const [id, tenant] of this.known) {
+      if (left-- === 0) return
+      this.known.delete(id)
+      const isIdle = tenant.running === 0 && tenant.guaranteed === 0 &&
+        tenant.states.every((state) => state.isIdle(now))
+      if (!isIdle) this.known.set(id, tenant)
+    }
+  }
+}
