@@ -189,8 +189,8 @@ export class LimitState {
   /** Whether a charge now could keep a later one of `protectedAmount` from what fits it at `at`. */
   delays(amount: number, protectedAmount: number, at: number, now: number): boolean {
     if (amount === 0) return false
-    // What is larger than the limit waits for all of it.
-    return amount + protectedAmount > this.meter.capacity || this.fitsAt(amount + protectedAmount, now) > at
+    // What is larger waits until all of it is free.
+    return amount + protectedAmount > this.meter.atOnce || this.fitsAt(amount + protectedAmount, now) > at
   }
 
   /** Net charges that count now, reservations included. */

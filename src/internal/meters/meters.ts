@@ -24,6 +24,8 @@ export interface LimitMeter extends Omit<Meter, "charge" | "adjust" | "landed"> 
   /** The limit's own, and that of its quantum. */
   readonly counting: readonly [Meter, ...ReadonlyArray<Meter>]
   readonly pacing: ReadonlyArray<Meter>
+  /** The least that any of its meters lets through at once. */
+  readonly atOnce: number
   /** A charge without a date: it only spreads what follows. */
   send(amount: number, now: number): Sent
   /** Gives a charge its date. */
@@ -115,6 +117,13 @@ class All implements LimitMeter {
 
   get capacity(): number {
     return this.counting[0].capacity
+  }
+
+  get atOnce(): number {
+    let least = Number.POSITIVE_INFINITY
+    for (const meter of this.counting) least = Math.min(least, meter.capacity)
+    for (const meter of this.pacing) least = Math.min(least, meter.capacity)
+    return least
   }
 
   used(now: number): number {
