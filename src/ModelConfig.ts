@@ -214,6 +214,12 @@ export interface Options<P, A> {
    * goes that could delay it, in any limit, and one permit is left for it. 0 keeps the order strictly. Default 16.
    */
   readonly bypass?: number | undefined
+  /**
+   * Whether a request that cannot be dispatched within its `timeout` fails with `QueueTimeout` when it is submitted, with
+   * the wait that is predicted, and not at its deadline. Counted are the limits, with what is in flight taken to use
+   * nothing, and the requests of its tenant that go before it. Default `true`.
+   */
+  readonly failEarly?: boolean | undefined
   readonly shutdown?: Shutdown | undefined
 }
 

@@ -192,6 +192,9 @@ export class QueueShutdown extends Schema.TaggedError<QueueShutdown>("effect-llm
  * A request's time ran out. `limit` says which: its `timeout`, which counts from submission, or the
  * `processingTimeout` of an attempt. `queueTimeMillis` and `processingTimeMillis` say where the time went.
  *
+ * With `predictedWaitMillis` it failed when it was submitted: by the limits and what waits before it, it could not have
+ * been dispatched in time.
+ *
  * @category errors
  * @since 0.1.0
  */
@@ -203,12 +206,20 @@ export class QueueTimeout extends Schema.TaggedError<QueueTimeout>("effect-llm-q
     limit: Schema.Literals(["timeout", "processingTimeout"]),
     timeoutMillis: Schema.Finite,
     queueTimeMillis: Schema.Finite,
-    processingTimeMillis: Schema.Finite
+    processingTimeMillis: Schema.Finite,
+    predictedWaitMillis: Schema.optional(Schema.Finite)
   }
 ) {
   readonly [TypeId] = TypeId
   readonly isRetryable = true
   override get message() {
+    if (this.predictedWaitMillis !== undefined) {
+      return `Request ${JSON.stringify(this.requestId)} to model ${JSON.stringify(this.modelId)} would wait ${
+        duration(this.predictedWaitMillis)
+      } at least, and its ${this.limit} is ${
+        duration(this.timeoutMillis)
+      }. Give it more time, or send it when the queue is shorter.`
+    }
     return `Request ${JSON.stringify(this.requestId)} to model ${
       JSON.stringify(this.modelId)
     } passed its ${this.limit} of ${duration(this.timeoutMillis)}: ${duration(this.queueTimeMillis)} in the queue, ${
@@ -392,6 +403,7 @@ export type AcceptError =
   | QueueFull
   | QueueShutdown
   | QuotaExhausted
+  | QueueTimeout
 
 /**
  * What a submitted request can fail with, besides its processor's own typed error.
@@ -401,7 +413,6 @@ export type AcceptError =
  */
 export type SubmitError =
   | AcceptError
-  | QueueTimeout
   | RequestCancelled
   | RateLimitExceeded
   | ProviderUnavailable

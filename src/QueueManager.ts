@@ -216,6 +216,20 @@ export class QueueManager extends Context.Service<QueueManager, {
     QueueError.ModelNotRegistered | QueueError.RequestNotFound
   >
 
+  /**
+   * How long a request that is submitted now would wait: by its limits and what waits before it, with the shares of
+   * other tenants and the mean processing time of past requests. An estimate: requests that come later with a higher
+   * priority, estimates that are wrong and requests that are cancelled change it. `Duration.infinity` when nothing that
+   * is known ends the wait.
+   */
+  estimateWait<P, A, E>(
+    model: ModelConfig.ModelConfig<P, A, E>,
+    options?: QueueRequest.EstimateOptions<NoInfer<P>>
+  ): Effect.Effect<
+    Duration.Duration,
+    QueueError.ModelNotRegistered | QueueError.InvalidRequest | QueueError.RequestTooLarge
+  >
+
   /** The state of a queue and of its limits. */
   getQueueInfo(model: ModelConfig.Any | string): Effect.Effect<QueueInfo, QueueError.ModelNotRegistered>
 

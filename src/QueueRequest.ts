@@ -39,6 +39,22 @@ export interface RequestOptions {
 }
 
 /**
+ * What a request would cost, and its place in the order: what its wait is estimated from.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface EstimateOptions<P> extends
+  Pick<
+    RequestOptions,
+    "estimatedInputTokens" | "estimatedOutputTokens" | "maxOutputTokens" | "labels" | "priority" | "tenant"
+  >
+{
+  /** What tokens are estimated from where they are not given. */
+  readonly params?: P | undefined
+}
+
+/**
  * A request. `W` says whether submitting it waits for the result.
  *
  * @category models

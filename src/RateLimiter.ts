@@ -408,6 +408,20 @@ export interface AdmitOptions {
 }
 
 /**
+ * Requests that go before another one: how many, and the sums of their tokens.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Ahead extends Cost {
+  readonly requests: number
+  /** What they will use of that on the average, 0 to 1, where what is not used is given back. */
+  readonly usedPart: number
+  /** The part of what is in flight that is taken to be given back at once, 0 to 1, where that is possible. */
+  readonly returnedPart: number
+}
+
+/**
  * What a tenant may use of a model.
  *
  * @category models
@@ -444,6 +458,11 @@ export interface Limiter {
    * already holds: the concurrency limit is not asked.
    */
   readonly admit: (cost: Cost, permit: boolean, options?: AdmitOptions) => Effect.Effect<Admission>
+  /**
+   * Milliseconds until all windows fit a request behind others, if nothing but time passes. With a `returnedPart` of 1
+   * no admission is possible before. `Infinity` when no passing of time allows it.
+   */
+  readonly predict: (cost: Cost, ahead: Ahead, tenant: string | undefined) => Effect.Effect<number>
   /** Replaces the estimate of a reservation by the actual usage; once. */
   readonly settle: (reservation: Reservation, usage: Tokens) => Effect.Effect<Settlement>
   /** The processor has ended: dates what was held until now. */

@@ -471,6 +471,7 @@ describe("QueueManager", () => {
       Effect.gen(function*() {
         const manager = yield* QueueManager.QueueManager
         const Model = ModelConfig.makeUntyped<string, string>("timeout", {
+          failEarly: false,
           rateLimiters: [RateLimiter.rpm(1, { timePeriod: "20 seconds" })]
         })
         yield* manager.registerQueue(

@@ -22,7 +22,7 @@ export const estimate = (
   config: settings.Settings,
   estimator: TokenEstimator.Estimator,
   request: {
-    readonly params: unknown
+    readonly params?: unknown
     readonly labels?: Readonly<Record<string, string>> | undefined
     readonly estimatedInputTokens?: number | undefined
     readonly estimatedOutputTokens?: number | undefined

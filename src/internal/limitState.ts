@@ -49,6 +49,8 @@ export interface Charged {
   /** `lowered` at that time. */
   readonly lowered: number
   landed: boolean
+  /** Whether it is what it will stay. */
+  isKnown: boolean
 }
 
 /** Sums of what was sent up to a time, for as long as a response may take; older ones are let go. */
@@ -131,6 +133,8 @@ export class LimitState {
   readonly limit: RateLimiter.Limit
   /** Reservations without a date. */
   held = 0
+  /** Of the charges, what may still be given back: reservations whose use is not known. */
+  private unsettled = 0
   private readonly meter: meters.LimitMeter
   private readonly sent: Sent
   private readonly random: () => number
@@ -186,6 +190,16 @@ export class LimitState {
     return Math.max(this.pausedUntil, this.probedUntil, this.meter.fitsAt(amount, this.held + reserved, now))
   }
 
+  /**
+   * When `amount` can have gone through behind others that take `ahead`, if nothing but time passes and a part of what
+   * is in flight is given back.
+   */
+  through(ahead: number, amount: number, returnedPart: number, now: number): number {
+    this.refresh(now)
+    const held = this.held - this.unsettled * returnedPart
+    return Math.max(this.pausedUntil, this.meter.through(ahead, amount, held, now))
+  }
+
   /** Whether a charge now could keep a later one of `protectedAmount` from what fits it at `at`. */
   delays(amount: number, protectedAmount: number, at: number, now: number): boolean {
     if (amount === 0) return false
@@ -205,6 +219,7 @@ export class LimitState {
 
   take(amount: number, now: number): Charged {
     const mark = this.meter.send(amount, now)
+    if (this.mayShrink) this.unsettled += amount
     const isDated = this.limit.chargedAt === "dispatch"
     if (isDated) this.meter.date(mark, now)
     else this.held += amount
@@ -219,7 +234,8 @@ export class LimitState {
       expected,
       capacity: this.meter.capacity,
       lowered: this.lowered,
-      landed: false
+      landed: false,
+      isKnown: !this.mayShrink
     }
     if (this.awaitsProbe) {
       this.awaitsProbe = false
@@ -231,6 +247,7 @@ export class LimitState {
 
   settle(charged: Charged, usage: RateLimiter.Tokens, now: number): boolean {
     const { chargedAt } = this.limit
+    this.know(charged)
     const by = correction(this.limit, charged.amount, usage)
     // What the provider counted beyond our estimate has looked like somebody else's use.
     if (by > 0 && this.foreign > 0 && now - this.foreignAt < this.period) {
@@ -252,12 +269,14 @@ export class LimitState {
 
   /** The request has ended: dates its charge if it has no date, and knows that the provider has counted it. */
   complete(charged: Charged, now: number): void {
+    this.know(charged)
     this.count(charged, now)
     this.probedUntil = Number.NEGATIVE_INFINITY
     if (charged.at > this.cutAt) this.backoffs = 0
   }
 
   giveBack(charged: Charged, now: number): void {
+    this.know(charged)
     this.probedUntil = Number.NEGATIVE_INFINITY
     if (!charged.isDated) this.held -= charged.amount
     this.meter.adjust(charged.mark, -charged.amount, now)
@@ -267,6 +286,7 @@ export class LimitState {
 
   /** The provider refused the request. Whether the refusal is about this limit is for the caller to say. */
   refused(charged: Charged, now: number): void {
+    this.know(charged)
     this.probedUntil = Number.NEGATIVE_INFINITY
     const counts = this.limit.charging.refused && !countsTokens(this.limit)
     if (counts) this.count(charged, now)
@@ -448,6 +468,17 @@ export class LimitState {
   private get kept(): number {
     const full = this.limit.algorithm === "tokenBucket" ? this.limit.burst ?? this.adopted : this.adopted
     return Math.max(0, full - this.meter.capacity)
+  }
+
+  /** Requests stay what they are, and what is not given back may only grow. */
+  private get mayShrink(): boolean {
+    return this.limit.charging.refund && countsTokens(this.limit)
+  }
+
+  private know(charged: Charged): void {
+    if (charged.isKnown) return
+    charged.isKnown = true
+    this.unsettled -= charged.amount
   }
 
   private date(charged: Charged, now: number): void {

@@ -245,6 +245,11 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
     getQueueInfo: Effect.fn("QueueManager.getQueueInfo")(function*(model: AnyModel | string) {
       return yield* (yield* queueOf(model)).info
     }),
+    estimateWait: Effect.fn("QueueManager.estimateWait")(
+      function*(model: AnyModel, options?: QueueRequest.EstimateOptions<unknown>) {
+        return yield* (yield* queueOf(model)).estimateWait(options ?? {})
+      }
+    ),
     getAllQueuesInfo: Effect.suspend(() =>
       Effect.map(
         Effect.forEach(Array.from(queues.values()), (queue) => queue.info),

@@ -5,7 +5,7 @@ import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
 import * as Semaphore from "effect/Semaphore"
 import type * as RateLimiter from "../RateLimiter.ts"
-import { charge, type Charged, LimitState } from "./limitState.ts"
+import { charge, type Charged, countsTokens, LimitState } from "./limitState.ts"
 import { type Tenant, TenantLimits } from "./tenantLimits.ts"
 import * as time from "./time.ts"
 
@@ -95,6 +95,23 @@ const lastToFit = (
     }
   }
   return by === undefined ? undefined : { at, by }
+}
+
+const predict = (
+  states: States,
+  cost: RateLimiter.Cost,
+  ahead: RateLimiter.Ahead,
+  now: number
+): number => {
+  let at = now
+  for (const state of states) {
+    const { limit } = state
+    const before = countsTokens(limit)
+      ? charge(limit, ahead) * (limit.charging.refund ? ahead.usedPart : 1)
+      : ahead.requests
+    at = Math.max(at, state.through(before, charge(limit, cost), ahead.returnedPart, now))
+  }
+  return at - now
 }
 
 const settle = (
@@ -235,6 +252,13 @@ export const make = Effect.fnUntraced(function*(
         return free > byTenant.keptPermits(tenant, concurrent.limit) ? taken : noKeptPermit
       })
     },
+    predict: (cost, ahead, tenant) =>
+      step((state, now) =>
+        Math.max(
+          predict(state, cost, ahead, now),
+          byTenant === undefined ? 0 : predict(byTenant.get(tenant, now).own, cost, ahead, now)
+        )
+      ),
     settle: (reservation, usage) => step((_, now) => settle(own(reservation), usage, now)),
     complete: (reservation) => step((_, now) => complete(own(reservation), now)),
     giveBack: (reservation, permit) =>

@@ -22,6 +22,7 @@ import * as Tracer from "effect/Tracer"
 import * as ProviderProfile from "../ProviderProfile.ts"
 import * as QueueError from "../QueueError.ts"
 import type * as QueueManager from "../QueueManager.ts"
+import type * as QueueRequest from "../QueueRequest.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
 import type * as RateLimiter from "../RateLimiter.ts"
 import * as TokenEstimator from "../TokenEstimator.ts"
@@ -38,7 +39,7 @@ import {
   type Snapshot,
   waitingTime
 } from "./entry.ts"
-import { estimate, largestShare, tooLarge } from "./estimate.ts"
+import { estimate, type Estimated, largestShare, tooLarge } from "./estimate.ts"
 import { Heap } from "./heap.ts"
 import { charge, countsTokens } from "./limitState.ts"
 import { failureHeaders } from "./provider/classify.ts"
@@ -73,6 +74,9 @@ export interface ModelQueue {
   ) => Effect.Effect<RateLimiter.Settlement, QueueError.RequestNotFound | QueueError.InvalidRequest>
   /** The headers of the response to a request that is being processed have come. */
   readonly observe: (entry: Entry, headers: ProviderProfile.HeadersInput) => Effect.Effect<void>
+  readonly estimateWait: (
+    options: QueueRequest.EstimateOptions<unknown>
+  ) => Effect.Effect<Duration.Duration, QueueError.InvalidRequest | QueueError.RequestTooLarge>
   readonly info: Effect.Effect<QueueManager.QueueInfo>
   /** Refuses requests from now on; nobody is told yet. Several queues that close together stop before any tells. */
   readonly stop: (options: settings.ShutdownSettings) => void
@@ -174,6 +178,8 @@ export const make = Effect.fnUntraced(function*(
     meter: new tokenEstimator.ReservationMeter()
   }))
   const gate = config.provider === undefined ? undefined : new ProviderGate(config.provider)
+  /** Of attempts that succeeded, the later ones counting more. */
+  const processing = { mean: 0, counted: 0 }
   let counted = 0
   let completed = 0
   let failed = 0
@@ -405,6 +411,35 @@ export const make = Effect.fnUntraced(function*(
     return false
   }
 
+  /** What a request costs, unless something is wrong with it. */
+  const costOf = (
+    request: QueueRequest.EstimateOptions<unknown> & { readonly id?: string | undefined },
+    problems: Array<string>
+  ): Estimated | QueueError.InvalidRequest | QueueError.RequestTooLarge => {
+    const requestId = settings.nameOf(request.id ?? "")
+    const cost = estimate(config, estimator, request, problems)
+    if (problems.length > 0) return new QueueError.InvalidRequest({ modelId, requestId, problems })
+    const large = tooLarge(config.limits, cost) ?? tooLarge(config.limitsOf(request.tenant), cost)
+    if (large === undefined) return cost
+    return new QueueError.RequestTooLarge({
+      modelId,
+      requestId,
+      limitType: large.limit.type,
+      limit: large.limit.limit,
+      requested: large.requested,
+      estimated: charge(large.limit, {
+        inputTokens: cost.guessed.input ? cost.inputTokens : 0,
+        outputTokens: cost.guessed.output ? cost.outputTokens : 0
+      }) > 0
+    })
+  }
+
+  const parsed = (problems: Array<string>, name: string, value: number | string, otherwise: number): number => {
+    if (typeof value === "number") return value
+    problems.push(`${name}: ${value}`)
+    return otherwise
+  }
+
   /** Checks a request and makes its entry; nothing has changed if it is refused. */
   const prepare = (
     request: AnyRequest,
@@ -413,50 +448,24 @@ export const make = Effect.fnUntraced(function*(
     const problems: Array<string> = []
     const idProblem = settings.checkId(request.id)
     if (idProblem !== undefined) problems.push(`id: ${idProblem}`)
-    const parsed = (name: string, value: number | string, otherwise: number): number => {
-      if (typeof value === "number") return value
-      problems.push(`${name}: ${value}`)
-      return otherwise
-    }
     const timeout = request.timeout === undefined
       ? config.timeout
-      : parsed("timeout", settings.timeout(request.timeout), 0)
+      : parsed(problems, "timeout", settings.timeout(request.timeout), 0)
     const processingTimeout = request.processingTimeout === undefined
       ? config.processingTimeout
-      : parsed("processingTimeout", settings.timeout(request.processingTimeout), 0)
+      : parsed(problems, "processingTimeout", settings.timeout(request.processingTimeout), 0)
     const headStart = request.priority === undefined
       ? config.headStart
-      : parsed("priority", settings.headStart(request.priority), 0)
+      : parsed(problems, "priority", settings.headStart(request.priority), 0)
     const labelProblem = request.labels === undefined ? undefined : settings.checkLabels(request.labels)
     if (labelProblem !== undefined) problems.push(`labels: ${labelProblem}`)
     problems.push(...config.checkParams(request.params))
-    const cost = estimate(config, estimator, request, problems)
-    if (problems.length > 0) {
-      return new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(request.id), problems })
-    }
-    const large = tooLarge(config.limits, cost) ?? tooLarge(config.limitsOf(request.tenant), cost)
-    if (large !== undefined) {
-      return new QueueError.RequestTooLarge({
-        modelId,
-        requestId: request.id,
-        limitType: large.limit.type,
-        limit: large.limit.limit,
-        requested: large.requested,
-        estimated: charge(large.limit, {
-          inputTokens: cost.guessed.input ? cost.inputTokens : 0,
-          outputTokens: cost.guessed.output ? cost.outputTokens : 0
-        }) > 0
-      })
-    }
+    const cost = costOf(request, problems)
+    if ("_tag" in cost) return cost
     // A generated id was chosen by nobody: a request submitted again gets a new one.
     const id = entries.has(request.id) && requestId.isGenerated(request.id) ? requestId.generate() : request.id
-    if (entries.has(id)) return new QueueError.DuplicateRequest({ modelId, requestId: id })
     const parent = fiber.getRef(CurrentEntry)
     const isNested = request.waitForCompletion && runningAncestor(parent) !== undefined
-    if (state !== "open" && !(state === "closing" && draining && isNested)) {
-      return new QueueError.QueueShutdown({ modelId, requestId: id })
-    }
-    if (gate?.isQuotaExhausted(now())) return quotaExhausted(id)
     const submittedAt = now()
     return {
       queue,
@@ -506,12 +515,13 @@ export const make = Effect.fnUntraced(function*(
     }
   }
 
-  const admitToQueue = (
-    request: AnyRequest,
-    fiber: Fiber.Fiber<unknown, unknown>
-  ): Entry | QueueError.AcceptError => {
-    const entry = prepare(request, fiber)
-    if (!("queue" in entry)) return entry
+  /** Lets a request in, or says why not. */
+  const enter = (entry: Entry): QueueError.AcceptError | undefined => {
+    if (entries.has(entry.id)) return new QueueError.DuplicateRequest({ modelId, requestId: entry.id })
+    if (state !== "open" && !(state === "closing" && draining && entry.nested)) {
+      return new QueueError.QueueShutdown({ modelId, requestId: entry.id })
+    }
+    if (gate?.isQuotaExhausted(now())) return quotaExhausted(entry.id)
     // A processor that waits for room in its own queue could be what the room waits for.
     const mayWait = config.strategy === "suspend" && runningAncestor(entry.parent) === undefined
     if (!entry.nested && !hasRoom() && !mayWait && config.strategy !== "dropOldest") return queueFull(entry.id)
@@ -528,8 +538,55 @@ export const make = Effect.fnUntraced(function*(
     } else {
       suspended.add(entry)
     }
-    return entry
+    return undefined
   }
+
+  /** What goes before a request that is submitted now. */
+  const ahead = (
+    { headStart, tenant }: Pick<Entry, "headStart" | "tenant">,
+    isEarliest: boolean
+  ): RateLimiter.Ahead => {
+    const usedPart = tokenLimits.reduce((least, { meter }) => Math.min(least, meter.usedPart), 1)
+    return {
+      ...scheduler.ahead(tenant, headStart, !isEarliest),
+      usedPart,
+      returnedPart: isEarliest ? 1 : 1 - usedPart
+    }
+  }
+
+  /** Fails when a request cannot be dispatched in time. Others that wait may leave, but only those of its tenant count. */
+  const inTime = (entry: Entry): Effect.Effect<void, QueueError.QueueTimeout> =>
+    Effect.flatMap(limiter.predict(entry.cost, ahead(entry, true), entry.tenant), (wait) => {
+      if (wait === Number.POSITIVE_INFINITY || now() + wait <= entry.submittedAt + entry.timeout) return Effect.void
+      return Effect.fail(
+        new QueueError.QueueTimeout({
+          modelId,
+          requestId: entry.id,
+          limit: "timeout",
+          timeoutMillis: entry.timeout,
+          queueTimeMillis: now() - entry.submittedAt,
+          processingTimeMillis: 0,
+          predictedWaitMillis: wait
+        })
+      )
+    })
+
+  /** Lets a request in and goes on with it. */
+  const admitToQueue = <A, E>(
+    request: AnyRequest,
+    restore: <B, F>(effect: Effect.Effect<B, F>) => Effect.Effect<B, F>,
+    then: (entry: Entry) => Effect.Effect<A, E>
+  ): Effect.Effect<A, E | QueueError.AcceptError | QueueError.QueueTimeout> =>
+    Effect.withFiber((fiber) => {
+      const entry = prepare(request, fiber)
+      if (!("queue" in entry)) return Effect.fail(entry)
+      const go = (): Effect.Effect<A, E | QueueError.AcceptError> => {
+        const refused = enter(entry)
+        return refused === undefined ? then(entry) : Effect.fail(refused)
+      }
+      const mayBeLate = config.failEarly && windows > 0 && entry.timeout !== Number.POSITIVE_INFINITY && !entry.nested
+      return mayBeLate ? Effect.flatMap(restore(inTime(entry)), go) : go()
+    })
 
   const doneOf = (entry: Entry): Deferred.Deferred<Entry> => entry.done ??= Deferred.makeUnsafe()
 
@@ -550,21 +607,16 @@ export const make = Effect.fnUntraced(function*(
 
   const submit: ModelQueue["submit"] = (request) =>
     Effect.uninterruptibleMask((restore) =>
-      Effect.withFiber((fiber) => {
-        const entry = admitToQueue(request, fiber)
-        if (!("queue" in entry)) return Effect.fail(entry)
-        return Effect.onInterrupt(
+      admitToQueue(request, restore, (entry) =>
+        Effect.onInterrupt(
           restore(Effect.suspend(() => awaitEnd(entry))),
           () => Effect.sync(() => abort(entry, { status: "cancelled" }))
-        )
-      })
+        ))
     )
 
   const accept: ModelQueue["accept"] = (request) =>
     Effect.uninterruptibleMask((restore) =>
-      Effect.withFiber((fiber) => {
-        const entry = admitToQueue(request, fiber)
-        if (!("queue" in entry)) return Effect.fail(entry)
+      admitToQueue(request, restore, (entry) => {
         const pending = { ...response(entry, now()), status: "pending" as const }
         if (entry.state !== "suspended") return Effect.succeed(pending)
         entry.accepted = Deferred.makeUnsafe()
@@ -825,7 +877,11 @@ export const make = Effect.fnUntraced(function*(
           entry.fiber = entry.parent = entry.span = undefined
           scheduler.happened(entry.tenant)
           wake()
-          if (outcome.status === "completed") learn(entry)
+          if (outcome.status === "completed") {
+            learn(entry)
+            const weight = 1 / Math.min(++processing.counted, 100)
+            processing.mean += weight * (now() - entry.dispatchedAt! - processing.mean)
+          }
           if (end(entry, outcome)) return
           entry.request = undefined
           checkDrained()
@@ -1181,6 +1237,25 @@ export const make = Effect.fnUntraced(function*(
       )
       return observations.length === 0 ? Effect.void : Effect.map(limiter.observe(reservation, observations), wake)
     },
+    estimateWait: (options) =>
+      Effect.suspend(() => {
+        const problems: Array<string> = []
+        const headStart = options.priority === undefined
+          ? config.headStart
+          : parsed(problems, "priority", settings.headStart(options.priority), 0)
+        const cost = costOf(options, problems)
+        if ("_tag" in cost) return Effect.fail(cost)
+        const before = ahead({ headStart, tenant: options.tenant }, false)
+        return Effect.map(limiter.predict(cost, before, options.tenant), (wait) => {
+          const at = now()
+          // Those in front of it that find no permit each wait for the end of another one.
+          const permits = config.limits.find(({ type }) => type === "concurrent")?.limit ?? Number.POSITIVE_INFINITY
+          const late = Math.max(0, before.requests + running.size + 1 - permits)
+          const forPermit = late === 0 ? 0 : (late / permits) * processing.mean
+          const forProvider = gate === undefined ? 0 : Math.max(0, gate.openUntil - at)
+          return Duration.millis(Math.max(wait, forPermit, forProvider))
+        })
+      }),
     info: Effect.map(limiter.usage, (rateLimiters) => ({
       modelId,
       state,

@@ -15,10 +15,20 @@
 import type { Entry } from "./entry.ts"
 import { Heap, type Node } from "./heap.ts"
 
+/** What the waiting requests of one head start cost together. */
+interface Sum {
+  requests: number
+  inputTokens: number
+  outputTokens: number
+  maxOutputTokens: number
+}
+
 export interface Tenant {
   readonly id: string | undefined
   readonly weight: number
   readonly waiting: Heap<Entry>
+  /** By head start. */
+  readonly sums: Map<number, Sum>
   tag: number
   /** The largest cost that it was served since it came, divided by its weight. */
   largest: number
@@ -26,6 +36,19 @@ export interface Tenant {
   place: Node<Tenant> | undefined
   /** Among those that are held, by time. */
   held: Node<Tenant> | undefined
+}
+
+const count = ({ sums }: Tenant, { cost, headStart }: Entry, by: 1 | -1): void => {
+  let sum = sums.get(headStart)
+  if (sum === undefined) sums.set(headStart, sum = { requests: 0, inputTokens: 0, outputTokens: 0, maxOutputTokens: 0 })
+  sum.requests += by
+  if (sum.requests === 0) {
+    sums.delete(headStart)
+    return
+  }
+  sum.inputTokens += by * cost.inputTokens
+  sum.outputTokens += by * cost.outputTokens
+  sum.maxOutputTokens += by * (cost.maxOutputTokens ?? cost.outputTokens)
 }
 
 export class Scheduler {
@@ -58,6 +81,7 @@ export class Scheduler {
     entry.sequence ??= this.sequence++
     const isBack = tenant.waiting.peek() === undefined && tenant.held === undefined
     entry.order = tenant.waiting.add(entry.submittedAt - entry.headStart, entry, entry.sequence)
+    count(tenant, entry, 1)
     if (!isBack) return
     if (tenant.place !== undefined) this.idle.remove(tenant.place)
     this.start(tenant)
@@ -68,6 +92,7 @@ export class Scheduler {
     const tenant = this.tenants.get(entry.tenant)!
     tenant.waiting.remove(entry.order!)
     entry.order = undefined
+    count(tenant, entry, -1)
     if (tenant.waiting.peek() === undefined) this.leave(tenant)
   }
 
@@ -91,6 +116,32 @@ export class Scheduler {
     if (tenant.place !== undefined) order.remove(tenant.place)
     tenant.place = order.add(tenant.tag, tenant)
     this.forget()
+  }
+
+  /**
+   * What would go before a request of a tenant that is submitted now: its own requests of the same head start or more,
+   * and, with `others`, as much of those of other tenants as their weights allow meanwhile. Older ones of a lower head
+   * start are left out.
+   */
+  ahead(id: string | undefined, headStart: number, others: boolean): Sum {
+    const ahead: Sum = { requests: 0, inputTokens: 0, outputTokens: 0, maxOutputTokens: 0 }
+    const add = (sum: Sum, part: number) => {
+      ahead.requests += sum.requests * part
+      ahead.inputTokens += sum.inputTokens * part
+      ahead.outputTokens += sum.outputTokens * part
+      ahead.maxOutputTokens += sum.maxOutputTokens * part
+    }
+    const own = this.tenants.get(id)
+    for (const [other, sum] of own?.sums ?? []) if (other >= headStart) add(sum, 1)
+    if (!others || this.tenants.size < 2) return ahead
+    const weight = own?.weight ?? this.weightOf(id)
+    const turns = ahead.requests + 1
+    for (const tenant of this.tenants.values()) {
+      if (tenant === own || tenant.waiting.size === 0) continue
+      const part = Math.min(1, (turns * tenant.weight) / weight / tenant.waiting.size)
+      for (const sum of tenant.sums.values()) add(sum, part)
+    }
+    return ahead
   }
 
   /**
@@ -146,6 +197,7 @@ export class Scheduler {
       id,
       weight: this.weightOf(id),
       waiting: new Heap(),
+      sums: new Map(),
       tag: this.virtualTime,
       largest: 0,
       place: undefined,

@@ -29,6 +29,7 @@ export interface Settings {
   readonly weightOf: (tenant: string | undefined) => number
   /** Most requests that may go before a blocked one. */
   readonly bypass: number
+  readonly failEarly: boolean
   readonly shutdown: ShutdownSettings
   /** Names what is wrong with parameters. */
   readonly checkParams: (params: unknown) => ReadonlyArray<string>
@@ -634,10 +635,14 @@ export const resolve = (
     headStart: number("priority", headStart(definition.priority ?? "normal"), 0),
     ...resolveTenants(definition.tenants, limits, problems),
     bypass: whole("bypass", definition.bypass, 16, problems, 0),
+    failEarly: definition.failEarly ?? true,
     shutdown: shutdown(definition.shutdown, defaultsShutdown, problems),
     checkParams: paramsChecker(Schema.isSchema(definition.params) ? definition.params : undefined),
     usage: definition.usage as ((result: unknown) => unknown) | undefined,
     estimate: definition.estimate as ((params: unknown) => unknown) | undefined
+  }
+  if (typeof settings.failEarly !== "boolean") {
+    problems.push(`failEarly: expected true or false, got ${show(definition.failEarly)}`)
   }
   for (const name of ["usage", "estimate"] as const) {
     if (definition[name] !== undefined && typeof definition[name] !== "function") {

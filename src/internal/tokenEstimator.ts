@@ -336,8 +336,19 @@ export class ReservationMeter {
   private readonly completions: Array<Completion> = []
   private next = 0
 
+  private charged = 0
+  private used = 0
+
+  /** What is used of what is reserved, on the average; 1 when nothing is known. */
+  get usedPart(): number {
+    return this.charged === 0 ? 1 : Math.max(0, this.used / this.charged)
+  }
+
   add(completion: Completion): void {
     if (!Object.values(completion).every(isCount)) return
+    const previous = this.completions[this.next]
+    this.charged += completion.charged - (previous?.charged ?? 0)
+    this.used += completion.used - (previous?.used ?? 0)
     this.completions[this.next] = completion
     this.next = (this.next + 1) % recent
   }

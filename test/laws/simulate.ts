@@ -70,6 +70,7 @@ export const simulate = Effect.fnUntraced(function*(schedule: Schedule) {
     ),
     capacity: schedule.capacity,
     bypass: 0,
+    failEarly: false,
     retention: { age: "10000 days" },
     shutdown: { policy: "interrupt" },
     ...(schedule.usage ? { usage: (result: Result) => result.usage! } : {})

@@ -91,6 +91,7 @@ const makeModel = (name: string, { limits, ...options }: Options): Model => {
     rateLimiters: rateLimiters.length === 0 ? "unlimited" : rateLimiters,
     capacity: options.capacity,
     bypass: 0,
+    failEarly: false,
     strategy: options.strategy,
     retention: { count: options.retainCount, age: options.retainAge },
     usage: options.readsUsage ? (result) => result.usage : undefined,

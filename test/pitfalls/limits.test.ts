@@ -63,6 +63,7 @@ describe("pitfalls: limits", () => {
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager
       const Model = ModelConfig.makeUntyped<string, string>("all-or-none", {
+        failEarly: false,
         rateLimiters: [
           RateLimiter.rpm(3),
           RateLimiter.itpm(100),

@@ -82,6 +82,7 @@ const simulate = Effect.fnUntraced(function*(
   )
   const Model = ModelConfig.makeUntyped<Request, Result, Refused>(name, {
     bypass: 0,
+    failEarly: false,
     ...plan.options,
     rateLimiters: plan.limits.length === 0 ? "unlimited" : plan.limits.map((limit) =>
       RateLimiter.make({

@@ -153,6 +153,13 @@ export class BucketMeter implements Meter {
     return fits
   }
 
+  through(ahead: number, amount: number, held: number, now: number): number {
+    if (ahead === 0) return this.fitsAt(amount, held, now)
+    const sum = ahead + Math.min(amount, this.capacity)
+    const atOnce = Math.min(sum, this.capacity)
+    return this.fitsAt(atOnce, held, now) + (sum - atOnce) / this.rate
+  }
+
   charge(amount: number, now: number): Mark {
     this.advance(now)
     this.cold = false

@@ -139,6 +139,17 @@ export class FixedMeter implements Meter {
     return carried <= room + tolerance ? next : until(this.windowAt(end).end + this.margin)
   }
 
+  through(ahead: number, amount: number, held: number, now: number): number {
+    const sum = ahead + Math.min(amount, this.capacity)
+    if (sum <= this.capacity) return this.fitsAt(sum, held, now)
+    const wall = this.wallNow()
+    const room = Math.max(0, this.capacity - held - this.sum(now))
+    const windows = Math.ceil((sum - room) / this.capacity - 1e-9)
+    if (windows <= 0) return this.fitsAt(this.capacity, held, now)
+    const { end, start } = this.window
+    return now + (end - wall) + (windows - 1) * (end - start) + this.margin
+  }
+
   charge(amount: number, now: number): Mark {
     const tally = this.tally(this.wallNow(), now)
     tally.sum += amount

@@ -28,6 +28,11 @@ export interface Meter {
    * instant, unless something happened in between.
    */
   fitsAt(amount: number, held: number, now: number): number
+  /**
+   * The first instant at which `amount` can fit behind requests that take `ahead`, if they go as soon as they fit and
+   * nothing but time passes: `fitsAt` when there are none.
+   */
+  through(ahead: number, amount: number, held: number, now: number): number
   /** Dates a charge now. It is never refused: what does not fit is debt. */
   charge(amount: number, now: number): Mark
   /** The request of a charge has ended, or has been answered: the provider has counted it by now. */

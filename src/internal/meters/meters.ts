@@ -73,6 +73,11 @@ class ColdStart implements Meter {
     return Math.min(this.end, this.pace.fitsAt(amount, held, now))
   }
 
+  through(ahead: number, amount: number, held: number, now: number): number {
+    if (now >= this.end) return now
+    return Math.min(this.end, this.pace.through(ahead, amount, held, now))
+  }
+
   charge(amount: number, now: number): Mark {
     return this.pace.charge(amount, now)
   }
@@ -138,6 +143,13 @@ class All implements LimitMeter {
     let at = now
     for (const meter of this.counting) at = Math.max(at, meter.fitsAt(amount, held, now))
     for (const meter of this.pacing) at = Math.max(at, meter.fitsAt(amount, 0, now))
+    return at
+  }
+
+  through(ahead: number, amount: number, held: number, now: number): number {
+    let at = now
+    for (const meter of this.counting) at = Math.max(at, meter.through(ahead, amount, held, now))
+    for (const meter of this.pacing) at = Math.max(at, meter.through(ahead, amount, 0, now))
     return at
   }
 

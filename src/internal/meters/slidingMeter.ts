@@ -58,6 +58,13 @@ export class SlidingMeter implements Meter {
     return freed === Number.POSITIVE_INFINITY ? now + this.length : Math.max(now, freed)
   }
 
+  through(ahead: number, amount: number, held: number, now: number): number {
+    const sum = ahead + Math.min(amount, this.capacity)
+    // No more than the capacity goes through in any length.
+    const lengths = Math.max(0, Math.ceil(sum / this.capacity - 1e-9) - 1)
+    return this.fitsAt(sum - lengths * this.capacity, held, now) + lengths * this.length
+  }
+
   charge(amount: number, now: number): Mark {
     this.window.expire(now)
     return mark(this.window.add(now, amount))
