@@ -98,6 +98,19 @@ export interface Retention {
 }
 
 /**
+ * How many failed requests are kept with their parameters, to be looked at and submitted again.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DeadLetters {
+  /** Most requests kept, the newest. Default 0: parameters may be large, and secret. */
+  readonly count?: number | undefined
+  /** Longest time one is kept. Default 1 day. */
+  readonly age?: Duration.Input | undefined
+}
+
+/**
  * What a queue does with its requests when it closes. In every case new requests fail with `QueueShutdown` from that
  * instant on, and at the deadline whatever is left is told `QueueShutdown`; processors are interrupted then, and not
  * waited for.
@@ -201,6 +214,7 @@ export interface Options<P, A> {
   readonly capacity?: number | undefined
   readonly strategy?: Strategy | undefined
   readonly retention?: Retention | undefined
+  readonly deadLetters?: DeadLetters | undefined
   /** For requests that give none. Counts from submission. Default: no timeout. */
   readonly timeout?: Duration.Input | undefined
   /** For requests that give none. Counts from the start of an attempt. Default: no timeout. */

@@ -4,6 +4,7 @@
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Schema from "effect/Schema"
@@ -59,6 +60,29 @@ export interface ModelQueue<P, A, E> {
     usage: ModelConfig.Usage
   ): Effect.Effect<RateLimiter.Settlement, QueueError.RequestNotFound | QueueError.InvalidRequest>
   readonly getQueueInfo: Effect.Effect<QueueManager.QueueInfo, QueueError.QueueShutdown>
+  estimateWait(
+    options?: QueueRequest.EstimateOptions<P>
+  ): Effect.Effect<
+    Duration.Duration,
+    QueueError.QueueShutdown | QueueError.InvalidRequest | QueueError.RequestTooLarge
+  >
+  cancelRequests(
+    filter: QueueManager.RequestFilter
+  ): Effect.Effect<number, QueueError.QueueShutdown | QueueError.InvalidRequest>
+  changePriority(
+    requestId: string,
+    priority: ModelConfig.Priority
+  ): Effect.Effect<boolean, QueueError.RequestNotFound | QueueError.InvalidRequest>
+  readonly pause: Effect.Effect<void, QueueError.QueueShutdown>
+  readonly resume: Effect.Effect<void, QueueError.QueueShutdown>
+  /** See `drainQueue` of the manager. */
+  readonly drain: Effect.Effect<boolean, QueueError.QueueShutdown>
+  readonly deadLetters: Effect.Effect<ReadonlyArray<QueueResponse.DeadLetter<P, A, E>>, QueueError.QueueShutdown>
+  resubmitDeadLetter(
+    requestId: string,
+    options?: QueueRequest.RequestOptions
+  ): Effect.Effect<QueueResponse.Pending<A, E>, AcceptError | QueueError.RequestNotFound>
+  removeDeadLetters(requestIds?: ReadonlyArray<string>): Effect.Effect<number, QueueError.QueueShutdown>
 }
 
 /**
@@ -93,6 +117,7 @@ const fromManager = <P, A, E>(
     // A processor's own error may be one too, of another model.
     error instanceof QueueError.ModelNotRegistered && error.modelId === modelId
   const shutdown = (requestId: string) => Effect.fail(new QueueError.QueueShutdown({ modelId, requestId }))
+  const closed = () => Effect.fail(new QueueError.QueueShutdown({ modelId, requestId: undefined }))
   const notFound = (requestId: string) => Effect.fail(new QueueError.RequestNotFound({ modelId, requestId }))
   return {
     submit: (params, options) =>
@@ -112,11 +137,18 @@ const fromManager = <P, A, E>(
     getStatus: (requestId) => Effect.catchIf(manager.getStatus(model, requestId), isGone, () => notFound(requestId)),
     updateTokenUsage: (requestId, usage) =>
       Effect.catchIf(manager.updateTokenUsage(model, requestId, usage), isGone, () => notFound(requestId)),
-    getQueueInfo: Effect.catchIf(
-      manager.getQueueInfo(model),
-      isGone,
-      () => Effect.fail(new QueueError.QueueShutdown({ modelId, requestId: undefined }))
-    )
+    getQueueInfo: Effect.catchIf(manager.getQueueInfo(model), isGone, closed),
+    estimateWait: (options) => Effect.catchIf(manager.estimateWait(model, options), isGone, closed),
+    cancelRequests: (filter) => Effect.catchIf(manager.cancelRequests(model, filter), isGone, closed),
+    changePriority: (requestId, priority) =>
+      Effect.catchIf(manager.changePriority(model, requestId, priority), isGone, () => notFound(requestId)),
+    pause: Effect.catchIf(manager.pauseQueue(model), isGone, closed),
+    resume: Effect.catchIf(manager.resumeQueue(model), isGone, closed),
+    drain: Effect.catchIf(manager.drainQueue(model), isGone, closed),
+    deadLetters: Effect.catchIf(manager.deadLetters(model), isGone, closed),
+    resubmitDeadLetter: (requestId, options) =>
+      Effect.catchIf(manager.resubmitDeadLetter(model, requestId, options), isGone, () => shutdown(requestId)),
+    removeDeadLetters: (requestIds) => Effect.catchIf(manager.removeDeadLetters(model, requestIds), isGone, closed)
   }
 }
 

@@ -189,8 +189,8 @@ export class QueueShutdown extends Schema.TaggedError<QueueShutdown>("effect-llm
 }
 
 /**
- * A request's time ran out. `limit` says which: its `timeout`, which counts from submission, or the
- * `processingTimeout` of an attempt. `queueTimeMillis` and `processingTimeMillis` say where the time went.
+ * A request's time ran out. `limit` says which: its `timeout`, which counts from submission, its `deadline`, whose
+ * `timeoutMillis` are those from submission to it, or the `processingTimeout` of an attempt. `queueTimeMillis` and `processingTimeMillis` say where the time went.
  *
  * With `predictedWaitMillis` it failed when it was submitted: by the limits and what waits before it, it could not have
  * been dispatched in time.
@@ -203,7 +203,7 @@ export class QueueTimeout extends Schema.TaggedError<QueueTimeout>("effect-llm-q
   {
     modelId: Schema.String,
     requestId: Schema.String,
-    limit: Schema.Literals(["timeout", "processingTimeout"]),
+    limit: Schema.Literals(["timeout", "deadline", "processingTimeout"]),
     timeoutMillis: Schema.Finite,
     queueTimeMillis: Schema.Finite,
     processingTimeMillis: Schema.Finite,
@@ -220,11 +220,35 @@ export class QueueTimeout extends Schema.TaggedError<QueueTimeout>("effect-llm-q
         duration(this.timeoutMillis)
       }. Give it more time, or send it when the queue is shorter.`
     }
+    if (this.limit === "deadline" && this.timeoutMillis <= 0) {
+      return `Request ${JSON.stringify(this.requestId)} to model ${JSON.stringify(this.modelId)} was submitted ${
+        duration(-this.timeoutMillis)
+      } after its deadline.`
+    }
     return `Request ${JSON.stringify(this.requestId)} to model ${
       JSON.stringify(this.modelId)
     } passed its ${this.limit} of ${duration(this.timeoutMillis)}: ${duration(this.queueTimeMillis)} in the queue, ${
       duration(this.processingTimeMillis)
     } in processing.`
+  }
+}
+
+/**
+ * The queue is being drained: it takes no requests until `resumeQueue`.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class QueueDraining extends Schema.TaggedError<QueueDraining>("effect-llm-queue/QueueDraining")(
+  "QueueDraining",
+  { modelId: Schema.String, requestId: Schema.String }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = true
+  override get message() {
+    return `The queue of model ${JSON.stringify(this.modelId)} is being drained and takes no requests: request ${
+      JSON.stringify(this.requestId)
+    } was not accepted. Submit it again when the queue has been resumed.`
   }
 }
 
@@ -402,6 +426,7 @@ export type AcceptError =
   | DuplicateRequest
   | QueueFull
   | QueueShutdown
+  | QueueDraining
   | QuotaExhausted
   | QueueTimeout
 

@@ -7,13 +7,17 @@
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
+import type * as DateTime from "effect/DateTime"
 import type * as Duration from "effect/Duration"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
+import * as Function from "effect/Function"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import type * as Stream from "effect/Stream"
 import type * as Types from "effect/Types"
 import * as internal from "./internal/manager.ts"
+import * as context from "./internal/requestContext.ts"
+import * as settings from "./internal/settings.ts"
 import type * as ModelConfig from "./ModelConfig.ts"
 import type * as QueueError from "./QueueError.ts"
 import type * as QueueRequest from "./QueueRequest.ts"
@@ -73,8 +77,11 @@ export interface ProviderInfo {
  */
 export interface QueueInfo {
   readonly modelId: string
-  /** `closing` from the start of a shutdown, `closed` from its end. */
-  readonly state: "open" | "closing" | "closed"
+  /**
+   * `paused` by `pauseQueue`, `draining` by `drainQueue` (until it is resumed), `closing` from the start of a shutdown,
+   * `closed` from its end.
+   */
+  readonly state: "open" | "paused" | "draining" | "closing" | "closed"
   readonly capacity: number
   /** Requests accepted and not yet dispatched. */
   readonly depth: number
@@ -95,6 +102,23 @@ export interface QueueInfo {
   readonly reservations: ReadonlyArray<TokenEstimator.ReservationCost & { readonly type: RateLimiter.Type }>
   /** `undefined` for a model without a provider's profile. */
   readonly provider: ProviderInfo | undefined
+}
+
+/**
+ * Which requests are meant: all that is given must hold.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RequestFilter {
+  readonly ids?: ReadonlyArray<string> | undefined
+  readonly tenant?: string | undefined
+  /** All of these labels. */
+  readonly labels?: Readonly<Record<string, string>> | undefined
+  readonly status?: "pending" | "processing" | undefined
+  /** Submitted longer ago than this. */
+  readonly olderThan?: Duration.Input | undefined
+  readonly where?: ((response: QueueResponse.QueueResponse<unknown, unknown>) => boolean) | undefined
 }
 
 /**
@@ -202,6 +226,65 @@ export class QueueManager extends Context.Service<QueueManager, {
     model: ModelConfig.Any | string,
     requestId: string
   ): Effect.Effect<boolean, QueueError.ModelNotRegistered | QueueError.RequestNotFound>
+
+  /**
+   * Cancels all requests that meet a filter, in one step: none that it means is dispatched meanwhile. Says how many it
+   * were. A filter without conditions means all that wait or are being processed.
+   */
+  cancelRequests(
+    model: ModelConfig.Any | string,
+    filter: RequestFilter
+  ): Effect.Effect<number, QueueError.ModelNotRegistered | QueueError.InvalidRequest>
+
+  /**
+   * Gives a waiting request another priority; it keeps the time of its submission. `false` when it does not wait any
+   * more.
+   */
+  changePriority(
+    model: ModelConfig.Any | string,
+    requestId: string,
+    priority: ModelConfig.Priority
+  ): Effect.Effect<
+    boolean,
+    QueueError.ModelNotRegistered | QueueError.RequestNotFound | QueueError.InvalidRequest
+  >
+
+  /**
+   * Stops dispatching: requests are still accepted, and wait; their timeouts go on. What is being processed goes on, and
+   * so do the requests it waits for itself. A shutdown ends the pause.
+   */
+  pauseQueue(model: ModelConfig.Any | string): Effect.Effect<void, QueueError.ModelNotRegistered>
+
+  /** Ends a pause, and lets requests in again after `drainQueue`. */
+  resumeQueue(model: ModelConfig.Any | string): Effect.Effect<void, QueueError.ModelNotRegistered>
+
+  /**
+   * Takes no more requests, which fail with `QueueDraining`, and ends with `true` when all that were accepted have
+   * ended. The queue stays as it is, empty, until `resumeQueue`; that ends a draining that is under way with `false`. It
+   * ends a pause. Interrupting it changes nothing: the queue goes on draining.
+   */
+  drainQueue(model: ModelConfig.Any | string): Effect.Effect<boolean, QueueError.ModelNotRegistered>
+
+  /** The failed requests that are kept by the model's `deadLetters`, in the order in which they failed. */
+  deadLetters<P, A, E>(
+    model: ModelConfig.ModelConfig<P, A, E>
+  ): Effect.Effect<ReadonlyArray<QueueResponse.DeadLetter<P, A, E>>, QueueError.ModelNotRegistered>
+
+  /**
+   * Submits a dead letter again, as a request of its own with a new id, and removes it when it is accepted. Its timeout
+   * counts anew; its deadline does not hold any more. Options replace those of the request.
+   */
+  resubmitDeadLetter<P, A, E>(
+    model: ModelConfig.ModelConfig<P, A, E>,
+    requestId: string,
+    options?: QueueRequest.RequestOptions
+  ): Effect.Effect<QueueResponse.Pending<A, E>, QueueError.AcceptError | QueueError.RequestNotFound>
+
+  /** Removes dead letters, those with the given ids or all, and says how many there were. */
+  removeDeadLetters(
+    model: ModelConfig.Any | string,
+    requestIds?: ReadonlyArray<string>
+  ): Effect.Effect<number, QueueError.ModelNotRegistered>
 
   /** What is known about a request, its result included, from its acceptance until retention drops it. */
   getStatus<P, A, E>(
@@ -333,3 +416,108 @@ export const layerModels = <const Rs extends ReadonlyArray<Registration<unknown>
   QueueError.RegisterError,
   QueueManager | Exclude<Registration.Services<Rs[number]>, Scope.Scope>
 > => Layer.effectDiscard(QueueManager.use((manager) => manager.registerAllQueues(registrations)))
+
+/**
+ * What the requests that are submitted in a region of a program have in common, unless they say otherwise themselves.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface RequestContext {
+  readonly priority?: ModelConfig.Priority | undefined
+  readonly tenant?: string | undefined
+  /** The earlier one of this and the request's own holds. */
+  readonly deadline?: DateTime.DateTime.Input | undefined
+  /** Together with the request's own. */
+  readonly labels?: Readonly<Record<string, string>> | undefined
+}
+
+/**
+ * The context of requests, set by `withPriority`, `withTenant`, `withDeadline` and `withLabels`. Fibers inherit it, and a
+ * processor runs with that of the request it processes: what an agent submits belongs to the same tenant, has the same
+ * priority and must be done by the same time.
+ *
+ * @category references
+ * @since 0.1.0
+ */
+export const CurrentRequestContext: Context.Reference<RequestContext> = context.CurrentRequestContext
+
+const updated = <A, E, R>(
+  self: Effect.Effect<A, E, R>,
+  update: (context: RequestContext) => RequestContext
+): Effect.Effect<A, E, R> => Effect.updateService(self, CurrentRequestContext, update)
+
+/**
+ * Gives requests of a region of a program a priority.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const withPriority: {
+  (priority: ModelConfig.Priority): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, priority: ModelConfig.Priority): Effect.Effect<A, E, R>
+} = Function.dual(
+  2,
+  <A, E, R>(self: Effect.Effect<A, E, R>, priority: ModelConfig.Priority): Effect.Effect<A, E, R> =>
+    updated(self, (context) => ({ ...context, priority }))
+)
+
+/**
+ * Says whose requests those of a region of a program are.
+ *
+ * **Example** (The requests of a user)
+ *
+ * ```ts
+ * import { Effect } from "effect"
+ * import { ModelConfig, QueueManager } from "effect-llm-queue"
+ *
+ * const Draft = ModelConfig.makeUntyped<string, string>("draft", { rateLimit: 10 })
+ *
+ * const program = QueueManager.QueueManager.use((manager) => manager.submit(Draft, "hello")).pipe(
+ *   QueueManager.withTenant("user-42"),
+ *   QueueManager.withPriority("high")
+ * )
+ * ```
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const withTenant: {
+  (tenant: string): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, tenant: string): Effect.Effect<A, E, R>
+} = Function.dual(
+  2,
+  <A, E, R>(self: Effect.Effect<A, E, R>, tenant: string): Effect.Effect<A, E, R> =>
+    updated(self, (context) => ({ ...context, tenant }))
+)
+
+/**
+ * Requests of a region of a program must have ended by an instant of the wall clock. Of deadlines inside one another the
+ * earliest holds.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const withDeadline: {
+  (deadline: DateTime.DateTime.Input): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, deadline: DateTime.DateTime.Input): Effect.Effect<A, E, R>
+} = Function.dual(
+  2,
+  <A, E, R>(self: Effect.Effect<A, E, R>, deadline: DateTime.DateTime.Input): Effect.Effect<A, E, R> =>
+    updated(self, (context) => ({ ...context, deadline: settings.earlier(context.deadline, deadline) }))
+)
+
+/**
+ * Labels of the requests of a region of a program, beside those of the regions around it.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const withLabels: {
+  (labels: Readonly<Record<string, string>>): <A, E, R>(self: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
+  <A, E, R>(self: Effect.Effect<A, E, R>, labels: Readonly<Record<string, string>>): Effect.Effect<A, E, R>
+} = Function.dual(
+  2,
+  <A, E, R>(self: Effect.Effect<A, E, R>, labels: Readonly<Record<string, string>>): Effect.Effect<A, E, R> =>
+    updated(self, (context) => ({ ...context, labels: { ...context.labels, ...labels } }))
+)

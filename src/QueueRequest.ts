@@ -3,12 +3,14 @@
  *
  * @since 0.1.0
  */
+import type * as DateTime from "effect/DateTime"
 import type * as Duration from "effect/Duration"
 import * as requestId from "./internal/requestId.ts"
 import type * as ModelConfig from "./ModelConfig.ts"
 
 /**
- * Options of a request.
+ * Options of a request. Priority, tenant, deadline and labels can be given to a whole region of a program, see
+ * `QueueManager.withTenant`.
  *
  * @category models
  * @since 0.1.0
@@ -32,6 +34,11 @@ export interface RequestOptions {
   readonly tenant?: string | undefined
   /** Counts from submission and includes waiting for room, for limits and the processing. More than zero. */
   readonly timeout?: Duration.Input | undefined
+  /**
+   * An instant of the wall clock by which it must have ended, read once when it is submitted: later changes of the clock
+   * do not move it. With a `timeout` too the earlier one holds.
+   */
+  readonly deadline?: DateTime.DateTime.Input | undefined
   /** Counts from the start of an attempt. More than zero. */
   readonly processingTimeout?: Duration.Input | undefined
   /** Anything the processor should know besides the parameters. Not looked at by the queue. */

@@ -6,6 +6,7 @@
 import type * as Cause from "effect/Cause"
 import type * as Duration from "effect/Duration"
 import type * as QueueError from "./QueueError.ts"
+import type * as QueueRequest from "./QueueRequest.ts"
 import type * as RateLimiter from "./RateLimiter.ts"
 
 /**
@@ -44,6 +45,7 @@ export interface RefusedAttempt {
 export interface Base {
   readonly requestId: string
   readonly modelId: string
+  readonly tenant: string | undefined
   /** Wall-clock time of the submission, in milliseconds since 1970 UTC. */
   readonly createdAt: number
   /** Time spent waiting, from submission on, between attempts included; until now while it waits. */
@@ -121,3 +123,17 @@ export interface Cancelled extends Base {
  * @since 0.1.0
  */
 export type QueueResponse<A, E> = Pending<A, E> | Processing | Completed<A> | Failed<E> | Cancelled
+
+/**
+ * A request that failed, kept with its parameters.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface DeadLetter<in out P, in out A, in out E> {
+  readonly requestId: string
+  readonly request: QueueRequest.QueueRequest<P, A, E, boolean>
+  readonly response: Failed<E>
+  /** Wall-clock time of its end, in milliseconds since 1970 UTC. */
+  readonly failedAt: number
+}

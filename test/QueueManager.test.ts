@@ -720,6 +720,7 @@ describe("QueueManager", () => {
         const base = {
           requestId: "second",
           modelId: "fields",
+          tenant: undefined,
           createdAt: submittedAt,
           refusals: [],
           inputTokensUsed: undefined,

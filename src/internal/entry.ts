@@ -13,6 +13,7 @@ import type * as RateLimiter from "../RateLimiter.ts"
 import type { Estimated } from "./estimate.ts"
 import type { Node } from "./heap.ts"
 import type { ModelQueue } from "./modelQueue.ts"
+import type { RequestContext } from "./requestContext.ts"
 
 export type AnyModel = ModelConfig.Any
 // oxlint-disable-next-line typescript/no-explicit-any -- the requests of a queue are untyped inside it
@@ -54,12 +55,16 @@ export interface Entry {
   readonly createdAt: number
   /** Monotonic, as all times below. */
   readonly submittedAt: number
-  readonly headStart: number
+  headStart: number
   readonly tenant: string | undefined
   /** How many that came later went before it, while it was the first. */
   passed: number
   readonly timeout: number
+  /** Whether that is until its deadline. */
+  readonly hasDeadline: boolean
   readonly processingTimeout: number
+  /** For what its processor submits. */
+  context: RequestContext
   /** The request whose processor submitted this one; else one that waits for it. */
   parent: Entry | undefined
   /** Whether the latter. */
@@ -154,11 +159,12 @@ export const processingTime = (entry: Entry, until: number): number =>
 /** What the outside may know of an entry. */
 export type Snapshot = QueueResponse.QueueResponse<unknown, ProcessorFailure>
 
-export const response = (entry: Entry, now: number): Snapshot => {
+export const baseOf = (entry: Entry, now: number): QueueResponse.Base => {
   const until = entry.endedAt ?? now
-  const base: QueueResponse.Base = {
+  return {
     requestId: entry.id,
     modelId: entry.queue.modelId,
+    tenant: entry.tenant,
     createdAt: entry.createdAt,
     queueTime: Duration.millis(waitingTime(entry, until)),
     processingTime: Duration.millis(processingTime(entry, until)),
@@ -167,6 +173,10 @@ export const response = (entry: Entry, now: number): Snapshot => {
     inputTokensUsed: entry.usage?.inputTokens,
     outputTokensUsed: entry.usage?.outputTokens
   }
+}
+
+export const response = (entry: Entry, now: number): Snapshot => {
+  const base = baseOf(entry, now)
   const { outcome } = entry
   if (outcome === undefined) {
     return entry.state === "dispatched" ? { ...base, status: "processing" } : { ...base, status: "pending" }

@@ -239,6 +239,49 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
     cancelRequest: Effect.fn("QueueManager.cancelRequest")(function*(model: AnyModel | string, requestId: string) {
       return yield* (yield* queueOf(model)).cancel(requestId)
     }),
+    cancelRequests: Effect.fn("QueueManager.cancelRequests")(
+      function*(model: AnyModel | string, filter: QueueManager.RequestFilter) {
+        return yield* (yield* queueOf(model)).cancelAll(filter)
+      }
+    ),
+    changePriority: Effect.fn("QueueManager.changePriority")(
+      function*(model: AnyModel | string, requestId: string, priority: ModelConfig.Priority) {
+        return yield* (yield* queueOf(model)).changePriority(requestId, priority)
+      }
+    ),
+    pauseQueue: Effect.fn("QueueManager.pauseQueue")(function*(model: AnyModel | string) {
+      yield* (yield* queueOf(model)).pause
+    }),
+    resumeQueue: Effect.fn("QueueManager.resumeQueue")(function*(model: AnyModel | string) {
+      yield* (yield* queueOf(model)).resume
+    }),
+    drainQueue: Effect.fn("QueueManager.drainQueue")(function*(model: AnyModel | string) {
+      return yield* (yield* queueOf(model)).drain
+    }),
+    deadLetters: Effect.fn("QueueManager.deadLetters")(function*(model: AnyModel | string) {
+      return yield* (yield* queueOf(model)).letters.list
+    }),
+    resubmitDeadLetter: Effect.fn("QueueManager.resubmitDeadLetter")(
+      function*(model: AnyModel, requestId: string, options?: QueueRequest.RequestOptions) {
+        const queue = yield* queueOf(model)
+        return yield* queue.letters.resubmit(requestId, ({ request }) =>
+          queue.accept(
+            QueueRequest.make<unknown, unknown, ProcessorFailure, false>(request.model, {
+              ...request,
+              id: undefined,
+              deadline: undefined,
+              ...options,
+              params: request.params,
+              waitForCompletion: false
+            })
+          ))
+      }
+    ),
+    removeDeadLetters: Effect.fn("QueueManager.removeDeadLetters")(
+      function*(model: AnyModel | string, requestIds?: ReadonlyArray<string>) {
+        return yield* (yield* queueOf(model)).letters.remove(requestIds)
+      }
+    ),
     getStatus: Effect.fn("QueueManager.getStatus")(function*(model: AnyModel | string, requestId: string) {
       return yield* (yield* queueOf(model)).status(requestId)
     }),

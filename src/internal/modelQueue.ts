@@ -19,6 +19,7 @@ import * as Queue from "effect/Queue"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Tracer from "effect/Tracer"
+import type * as ModelConfig from "../ModelConfig.ts"
 import * as ProviderProfile from "../ProviderProfile.ts"
 import * as QueueError from "../QueueError.ts"
 import type * as QueueManager from "../QueueManager.ts"
@@ -26,8 +27,10 @@ import type * as QueueRequest from "../QueueRequest.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
 import type * as RateLimiter from "../RateLimiter.ts"
 import * as TokenEstimator from "../TokenEstimator.ts"
+import { DeadLetters } from "./deadLetters.ts"
 import {
   type AnyRequest,
+  baseOf,
   CurrentEntry,
   type Entry,
   EntryList,
@@ -44,6 +47,7 @@ import { Heap } from "./heap.ts"
 import { charge, countsTokens } from "./limitState.ts"
 import { failureHeaders } from "./provider/classify.ts"
 import { ProviderGate } from "./providerGate.ts"
+import * as requestContext from "./requestContext.ts"
 import * as requestId from "./requestId.ts"
 import { Scheduler } from "./scheduler.ts"
 import * as settings from "./settings.ts"
@@ -72,6 +76,17 @@ export interface ModelQueue {
     id: string,
     usage: unknown
   ) => Effect.Effect<RateLimiter.Settlement, QueueError.RequestNotFound | QueueError.InvalidRequest>
+  /** Of those that are meant, all that have not ended. */
+  readonly cancelAll: (filter: QueueManager.RequestFilter) => Effect.Effect<number, QueueError.InvalidRequest>
+  /** `false` when it does not wait. */
+  readonly changePriority: (
+    id: string,
+    priority: unknown
+  ) => Effect.Effect<boolean, QueueError.RequestNotFound | QueueError.InvalidRequest>
+  readonly pause: Effect.Effect<void>
+  readonly resume: Effect.Effect<void>
+  readonly drain: Effect.Effect<boolean>
+  readonly letters: DeadLetters
   /** The headers of the response to a request that is being processed have come. */
   readonly observe: (entry: Entry, headers: ProviderProfile.HeadersInput) => Effect.Effect<void>
   readonly estimateWait: (
@@ -126,6 +141,25 @@ const tell = (deferred: Deferred.Deferred<Entry> | undefined, entry: Entry): voi
   if (deferred !== undefined) outside(() => Deferred.doneUnsafe(deferred, Exit.succeed(entry)))
 }
 
+/** What a request has in common with what its processor submits. */
+const given = ({ deadline, labels, priority, tenant }: AnyRequest): requestContext.RequestContext =>
+  priority === undefined && tenant === undefined && labels === undefined && deadline === undefined
+    ? requestContext.none
+    : { priority, tenant, deadline, labels }
+
+const contextOf = (inherited: requestContext.RequestContext, request: AnyRequest): requestContext.RequestContext => {
+  const { deadline, labels, priority, tenant } = request
+  return {
+    priority: priority ?? inherited.priority,
+    tenant: tenant ?? inherited.tenant,
+    deadline: deadline === undefined ? inherited.deadline : settings.earlier(inherited.deadline, deadline),
+    // What is no object of strings is named as it is.
+    labels: typeof labels === "object" && labels !== null
+      ? { ...inherited.labels, ...labels }
+      : labels ?? inherited.labels
+  }
+}
+
 /** Refused attempts of a request that its status tells of. */
 const keptRefusals = 16
 
@@ -142,7 +176,7 @@ export const make = Effect.fnUntraced(function*(
   publish: (snapshot: () => Snapshot) => void
 ) {
   const { modelId } = config
-  const context = Context.omit(Tracer.ParentSpan)(yield* Effect.context())
+  const context = Context.omit(Tracer.ParentSpan, requestContext.CurrentRequestContext)(yield* Effect.context())
   const clock = yield* Clock.Clock
   const now = time.monotonic(clock)
   const scope = yield* Scope.make()
@@ -186,6 +220,12 @@ export const make = Effect.fnUntraced(function*(
   let cancelled = 0
   let state: QueueManager.QueueInfo["state"] = "open"
   let draining = false
+  /** Whether what waits is kept back, and whether nothing new is let in: by an operator, until resumed. */
+  let isPaused = false
+  let isEmptying = false
+  /** Who waits for the queue to be empty, but for the requests that they belong to. */
+  const emptied = new Set<{ readonly exempt: ReadonlySet<Entry>; readonly told: Deferred.Deferred<boolean> }>()
+  const letters = new DeadLetters(modelId, config.letterCount, config.letterAge, now)
   let woken = false
   let nextDue = Number.POSITIVE_INFINITY
 
@@ -298,6 +338,28 @@ export const make = Effect.fnUntraced(function*(
 
   const checkDrained = () => {
     if (state === "closing" && isDrained()) Deferred.doneUnsafe(drained, Exit.void)
+    if (emptied.size > 0) checkEmptied()
+  }
+
+  const checkEmptied = () => {
+    if (waiting.size > 0 || suspended.size > 0) return
+    for (const waiter of emptied) {
+      let isEmpty = true
+      for (const entry of running) if (!waiter.exempt.has(entry)) isEmpty = false
+      if (!isEmpty) continue
+      emptied.delete(waiter)
+      outside(() => Deferred.doneUnsafe(waiter.told, Exit.succeed(true)))
+    }
+  }
+
+  const bury = (entry: Entry, { cause }: Outcome & { readonly status: "failed" }) => {
+    letters.add({
+      requestId: entry.id,
+      request: entry.request!,
+      response: { ...baseOf(entry, now()), status: "failed", cause },
+      failedAt: clock.currentTimeMillisUnsafe()
+    })
+    due(letters.nextDue)
   }
 
   /** Ends an entry, unless it has ended already. Its processor may still be running. */
@@ -307,6 +369,7 @@ export const make = Effect.fnUntraced(function*(
     entry.produced = undefined
     entry.endedAt = now()
     if (entry.deadline !== undefined) deadlines.remove(entry.deadline)
+    if (outcome.status === "failed" && letters.isKeeping && entry.state !== "suspended") bury(entry, outcome)
     // The parameters may be large, and secret: they are kept no longer than the processor needs them.
     if (entry.fiber === undefined) entry.request = entry.span = entry.parent = undefined
     // It runs on nobody's permit from now on, and must not keep those who waited for it, nor those they waited for.
@@ -348,6 +411,8 @@ export const make = Effect.fnUntraced(function*(
     cause: Cause.fail(new QueueError.QueueShutdown({ modelId, requestId: entry.id }))
   })
 
+  const nameOfTimeout = ({ hasDeadline }: Entry) => hasDeadline ? "deadline" as const : "timeout" as const
+
   const expire = (entry: Entry) => {
     const at = now()
     if (entry.state === "suspended" && !entry.request!.waitForCompletion) {
@@ -366,7 +431,7 @@ export const make = Effect.fnUntraced(function*(
     const error = new QueueError.QueueTimeout({
       modelId,
       requestId: entry.id,
-      limit: total ? "timeout" : "processingTimeout",
+      limit: total ? nameOfTimeout(entry) : "processingTimeout",
       timeoutMillis: total ? entry.timeout : entry.processingTimeout,
       queueTimeMillis: waitingTime(entry, at),
       processingTimeMillis: processingTime(entry, at)
@@ -448,20 +513,42 @@ export const make = Effect.fnUntraced(function*(
     const problems: Array<string> = []
     const idProblem = settings.checkId(request.id)
     if (idProblem !== undefined) problems.push(`id: ${idProblem}`)
+    const inherited = fiber.getRef(requestContext.CurrentRequestContext)
+    const context = inherited === requestContext.none && request.deadline === undefined
+      ? request
+      : contextOf(inherited, request)
+    const wall = clock.currentTimeMillisUnsafe()
+    const timeLeft = context.deadline === undefined
+      ? Number.POSITIVE_INFINITY
+      : parsed(problems, "deadline", settings.instant(context.deadline), wall) - wall
     const timeout = request.timeout === undefined
       ? config.timeout
       : parsed(problems, "timeout", settings.timeout(request.timeout), 0)
     const processingTimeout = request.processingTimeout === undefined
       ? config.processingTimeout
       : parsed(problems, "processingTimeout", settings.timeout(request.processingTimeout), 0)
-    const headStart = request.priority === undefined
+    const headStart = context.priority === undefined
       ? config.headStart
-      : parsed(problems, "priority", settings.headStart(request.priority), 0)
-    const labelProblem = request.labels === undefined ? undefined : settings.checkLabels(request.labels)
+      : parsed(problems, "priority", settings.headStart(context.priority), 0)
+    const tenantProblem = context.tenant === undefined ? undefined : settings.checkId(context.tenant)
+    if (tenantProblem !== undefined) problems.push(`tenant: ${tenantProblem}`)
+    const labelProblem = context.labels === undefined ? undefined : settings.checkLabels(context.labels)
     if (labelProblem !== undefined) problems.push(`labels: ${labelProblem}`)
     problems.push(...config.checkParams(request.params))
-    const cost = costOf(request, problems)
+    const complete = context === request ? request : { ...request, ...context }
+    const cost = costOf(complete, problems)
     if ("_tag" in cost) return cost
+    const hasDeadline = timeLeft < timeout
+    if (hasDeadline && timeLeft <= 0) {
+      return new QueueError.QueueTimeout({
+        modelId,
+        requestId: request.id,
+        limit: "deadline",
+        timeoutMillis: timeLeft,
+        queueTimeMillis: 0,
+        processingTimeMillis: 0
+      })
+    }
     // A generated id was chosen by nobody: a request submitted again gets a new one.
     const id = entries.has(request.id) && requestId.isGenerated(request.id) ? requestId.generate() : request.id
     const parent = fiber.getRef(CurrentEntry)
@@ -469,16 +556,18 @@ export const make = Effect.fnUntraced(function*(
     const submittedAt = now()
     return {
       queue,
-      request: { ...request, id },
+      request: { ...complete, id },
       id,
       cost,
-      createdAt: clock.currentTimeMillisUnsafe(),
+      createdAt: wall,
       submittedAt,
       headStart,
-      tenant: request.tenant,
+      tenant: context.tenant,
       passed: 0,
-      timeout,
+      timeout: hasDeadline ? timeLeft : timeout,
+      hasDeadline,
       processingTimeout,
+      context: context === request ? given(request) : context,
       parent,
       span: Context.getOrUndefined(fiber.context, Tracer.ParentSpan),
       awaitedBy: isNested && parent !== undefined ? [parent] : [],
@@ -521,6 +610,9 @@ export const make = Effect.fnUntraced(function*(
     if (state !== "open" && !(state === "closing" && draining && entry.nested)) {
       return new QueueError.QueueShutdown({ modelId, requestId: entry.id })
     }
+    if (isEmptying && state === "open" && !entry.nested) {
+      return new QueueError.QueueDraining({ modelId, requestId: entry.id })
+    }
     if (gate?.isQuotaExhausted(now())) return quotaExhausted(entry.id)
     // A processor that waits for room in its own queue could be what the room waits for.
     const mayWait = config.strategy === "suspend" && runningAncestor(entry.parent) === undefined
@@ -562,7 +654,7 @@ export const make = Effect.fnUntraced(function*(
         new QueueError.QueueTimeout({
           modelId,
           requestId: entry.id,
-          limit: "timeout",
+          limit: nameOfTimeout(entry),
           timeoutMillis: entry.timeout,
           queueTimeMillis: now() - entry.submittedAt,
           processingTimeMillis: 0,
@@ -623,10 +715,8 @@ export const make = Effect.fnUntraced(function*(
         return Effect.onInterrupt(
           Effect.flatMap(restore(Deferred.await(entry.accepted)), () => {
             if (entry.state !== "suspended") return Effect.succeed(pending)
-            // Nothing else ends a request before its acceptance: its timeout, or the closing of the queue.
-            return Effect.fail(
-              state === "open" ? queueFull(entry.id) : new QueueError.QueueShutdown({ modelId, requestId: entry.id })
-            )
+            // Whatever ends a request before its acceptance is a reason not to accept it.
+            return Effect.as(Effect.mapError(result(entry), (error) => error as QueueError.AcceptError), pending)
           }),
           () => Effect.sync(() => entry.state === "suspended" && end(entry, { status: "cancelled" }))
         )
@@ -909,6 +999,9 @@ export const make = Effect.fnUntraced(function*(
     publish(() => response(entry, now()))
     admitSuspended()
     let inner = Context.add(context, CurrentEntry, entry)
+    if (entry.context !== requestContext.none) {
+      inner = Context.add(inner, requestContext.CurrentRequestContext, entry.context)
+    }
     if (entry.span !== undefined) inner = Context.add(inner, Tracer.ParentSpan, entry.span)
     Effect.runForkWith(inner)(attempt(entry, request)).addObserver((exit) => {
       Effect.runForkWith(context)(finish(entry, exit))
@@ -1063,7 +1156,7 @@ export const make = Effect.fnUntraced(function*(
       if (!isHeld(admission)) return admission.wait
       heldWait = Math.min(heldWait, admission.wait)
     }
-    const head = scheduler.peek()
+    const head = isPaused && state === "open" ? undefined : scheduler.peek()
     const wait = gate === undefined ? 0 : gate.wait(now(), running.size)
     if (head === undefined || wait > 0) {
       return nested.size === 0 || nestedWait === 0
@@ -1101,8 +1194,9 @@ export const make = Effect.fnUntraced(function*(
         expire(node.value)
       }
       while (ended.first !== undefined && ended.first.endedAt! + config.retainAge <= at) forget(ended.first)
+      if (letters.isKeeping) letters.expire()
       const retained = ended.first === undefined ? Number.POSITIVE_INFINITY : ended.first.endedAt! + config.retainAge
-      nextDue = Math.min(deadlines.peek()?.key ?? Number.POSITIVE_INFINITY, retained)
+      nextDue = Math.min(deadlines.peek()?.key ?? Number.POSITIVE_INFINITY, retained, letters.nextDue)
       yield* sleepUntilOr(nextDue, Queue.take(bell))
     }
   })
@@ -1134,6 +1228,8 @@ export const make = Effect.fnUntraced(function*(
     // A later call can only ask for more.
     draining = options.policy === "drain" && (state === "open" || draining)
     state = "closing"
+    // A pause is over.
+    wake()
   }
 
   const close: ModelQueue["close"] = (options) =>
@@ -1156,6 +1252,7 @@ export const make = Effect.fnUntraced(function*(
       abortAll(running)
       state = "closed"
       Deferred.doneUnsafe(drained, Exit.void)
+      tellEmptied(true)
       due(now())
       // It waits for the dispatcher, and so for a foreign limiter that may never answer: no longer than the deadline.
       const released = yield* Effect.forkDetach(Scope.close(scope, Exit.void), { startImmediately: true })
@@ -1173,6 +1270,75 @@ export const make = Effect.fnUntraced(function*(
         ? Effect.fail(new QueueError.RequestNotFound({ modelId, requestId: settings.nameOf(id) }))
         : Effect.succeed(entry)
     })
+
+  const tellEmptied = (isEmpty: boolean) => {
+    const waiters = Array.from(emptied)
+    emptied.clear()
+    for (const { told } of waiters) outside(() => Deferred.doneUnsafe(told, Exit.succeed(isEmpty)))
+  }
+
+  /** Waits until all that was accepted has ended, but for the requests that ask for it. */
+  const drainOut: Effect.Effect<boolean> = Effect.withFiber((fiber) => {
+    if (state === "closed") return Effect.succeed(true)
+    const exempt = new Set<Entry>()
+    for (let entry = fiber.getRef(CurrentEntry); entry !== undefined; entry = entry.parent) exempt.add(entry)
+    isEmptying = true
+    isPaused = false
+    wake()
+    for (const entry of listed(suspended)) {
+      if (entry.outcome === undefined) fail(entry, new QueueError.QueueDraining({ modelId, requestId: entry.id }))
+    }
+    const waiter = { exempt, told: Deferred.makeUnsafe<boolean>() }
+    emptied.add(waiter)
+    checkEmptied()
+    return Effect.onInterrupt(Deferred.await(waiter.told), () => Effect.sync(() => emptied.delete(waiter)))
+  })
+
+  const listed = (list: EntryList): Array<Entry> => {
+    const found: Array<Entry> = []
+    for (let entry = list.first; entry !== undefined; entry = entry.next) found.push(entry)
+    return found
+  }
+
+  const cancelAll = (filter: QueueManager.RequestFilter) =>
+    Effect.suspend(() => {
+      const matches = settings.requestFilter(filter)
+      if (typeof matches !== "function") {
+        return Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: "", problems: matches }))
+      }
+      const at = now()
+      const meant: Array<Entry> = []
+      try {
+        for (const list of [listed(suspended), listed(waiting), Array.from(running)]) {
+          for (const entry of list) {
+            if (entry.outcome !== undefined) continue
+            const described = {
+              id: entry.id,
+              tenant: entry.tenant,
+              labels: entry.request!.labels,
+              status: entry.state === "dispatched" ? "processing" : "pending",
+              age: at - entry.submittedAt
+            } as const
+            if (matches(described, () => response(entry, at))) meant.push(entry)
+          }
+        }
+      } catch (error) {
+        const problems = [`filter.where: threw ${settings.show(error)}`]
+        return Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: "", problems }))
+      }
+      let cancelled = 0
+      for (const entry of meant) if (cancelEntry(entry)) cancelled++
+      return Effect.succeed(cancelled)
+    })
+
+  const cancelEntry = (entry: Entry): boolean => {
+    if (entry.state === "suspended" && entry.outcome === undefined) {
+      // Accepted first, so that its end is retained and a fire-and-forget submitter has its answer.
+      suspended.remove(entry)
+      enqueue(entry)
+    }
+    return abort(entry, { status: "cancelled" }) && entry.outcome?.status === "cancelled"
+  }
 
   const queue: ModelQueue = {
     modelId,
@@ -1201,15 +1367,37 @@ export const make = Effect.fnUntraced(function*(
         })
       ),
     status: (id) => Effect.map(find(id), (entry) => response(entry, now())),
-    cancel: (id) =>
-      Effect.map(find(id), (entry) => {
-        if (entry.state === "suspended" && entry.outcome === undefined) {
-          // Accepted first, so that its end is retained and a fire-and-forget submitter has its answer.
-          suspended.remove(entry)
-          enqueue(entry)
+    cancel: (id) => Effect.map(find(id), cancelEntry),
+    cancelAll,
+    changePriority: (id, priority) =>
+      Effect.flatMap(find(id), (entry) => {
+        const headStart = settings.headStart(priority)
+        if (typeof headStart === "string") {
+          return Effect.fail(
+            new QueueError.InvalidRequest({ modelId, requestId: id, problems: [`priority: ${headStart}`] })
+          )
         }
-        return abort(entry, { status: "cancelled" }) && entry.outcome?.status === "cancelled"
+        if (entry.outcome !== undefined || entry.state === "dispatched") return Effect.succeed(false)
+        const isInOrder = entry.order !== undefined
+        if (isInOrder) scheduler.remove(entry)
+        entry.headStart = headStart
+        if (isInOrder) scheduler.add(entry)
+        // It is checked to be one.
+        entry.context = { ...entry.context, priority: priority as ModelConfig.Priority }
+        wake()
+        return Effect.succeed(true)
       }),
+    pause: Effect.sync(() => {
+      isPaused = true
+    }),
+    resume: Effect.sync(() => {
+      isPaused = false
+      isEmptying = false
+      tellEmptied(false)
+      wake()
+    }),
+    drain: drainOut,
+    letters,
     reportUsage: (id, report) =>
       Effect.flatMap(find(id), (entry) => {
         const usage = settings.usage(report)
@@ -1238,15 +1426,18 @@ export const make = Effect.fnUntraced(function*(
       return observations.length === 0 ? Effect.void : Effect.map(limiter.observe(reservation, observations), wake)
     },
     estimateWait: (options) =>
-      Effect.suspend(() => {
+      Effect.withFiber((fiber) => {
+        const inherited = fiber.getRef(requestContext.CurrentRequestContext)
+        const { priority = inherited.priority, tenant = inherited.tenant } = options
         const problems: Array<string> = []
-        const headStart = options.priority === undefined
+        const headStart = priority === undefined
           ? config.headStart
-          : parsed(problems, "priority", settings.headStart(options.priority), 0)
-        const cost = costOf(options, problems)
+          : parsed(problems, "priority", settings.headStart(priority), 0)
+        const cost = costOf({ ...options, tenant }, problems)
         if ("_tag" in cost) return Effect.fail(cost)
-        const before = ahead({ headStart, tenant: options.tenant }, false)
-        return Effect.map(limiter.predict(cost, before, options.tenant), (wait) => {
+        if (isPaused && state === "open") return Effect.succeed(Duration.infinity)
+        const before = ahead({ headStart, tenant }, false)
+        return Effect.map(limiter.predict(cost, before, tenant), (wait) => {
           const at = now()
           // Those in front of it that find no permit each wait for the end of another one.
           const permits = config.limits.find(({ type }) => type === "concurrent")?.limit ?? Number.POSITIVE_INFINITY
@@ -1258,7 +1449,7 @@ export const make = Effect.fnUntraced(function*(
       }),
     info: Effect.map(limiter.usage, (rateLimiters) => ({
       modelId,
-      state,
+      state: state !== "open" ? state : isPaused ? "paused" : isEmptying ? "draining" : "open",
       capacity: config.capacity,
       depth: waiting.size,
       suspended: suspended.size,

@@ -1,4 +1,5 @@
 import * as Cause from "effect/Cause"
+import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
@@ -6,6 +7,8 @@ import * as Schedule from "effect/Schedule"
 import * as Schema from "effect/Schema"
 import type * as ModelConfig from "../ModelConfig.ts"
 import type * as ProviderProfile from "../ProviderProfile.ts"
+import type * as QueueManager from "../QueueManager.ts"
+import type * as QueueResponse from "../QueueResponse.ts"
 import type * as RateLimiter from "../RateLimiter.ts"
 import type * as TokenEstimator from "../TokenEstimator.ts"
 
@@ -19,6 +22,8 @@ export interface Settings {
   readonly strategy: ModelConfig.Strategy
   readonly retainCount: number
   readonly retainAge: number
+  readonly letterCount: number
+  readonly letterAge: number
   /** `Infinity` for none, as `processingTimeout`. */
   readonly timeout: number
   readonly processingTimeout: number
@@ -115,6 +120,74 @@ export const timeout = (input: unknown): number | string => {
   if (input === undefined) return Number.POSITIVE_INFINITY
   const parsed = millis(input)
   return parsed !== undefined && parsed > 0 ? parsed : `expected a duration of more than zero, got ${show(input)}`
+}
+
+interface Described {
+  readonly id: string
+  readonly tenant: string | undefined
+  readonly labels: Readonly<Record<string, string>> | undefined
+  readonly status: "pending" | "processing"
+  /** Milliseconds since it was submitted. */
+  readonly age: number
+}
+
+/** Tells whether a request is meant; or what is wrong with the filter. */
+export const requestFilter = (
+  filter: QueueManager.RequestFilter
+):
+  | ((request: Described, response: () => QueueResponse.QueueResponse<unknown, unknown>) => boolean)
+  | ReadonlyArray<string> =>
+{
+  if (typeof filter !== "object" || filter === null) return [`filter: expected an object, got ${show(filter)}`]
+  const { ids, labels, olderThan, status, tenant, where } = filter
+  const problems: Array<string> = []
+  const age = olderThan === undefined ? Number.NEGATIVE_INFINITY : millis(olderThan)
+  if (age === undefined) problems.push(`filter.olderThan: expected a duration, got ${show(olderThan)}`)
+  if (ids !== undefined && !Array.isArray(ids)) problems.push(`filter.ids: expected a list of ids, got ${show(ids)}`)
+  if (tenant !== undefined && typeof tenant !== "string") {
+    problems.push(`filter.tenant: expected a string, got ${show(tenant)}`)
+  }
+  if (status !== undefined && status !== "pending" && status !== "processing") {
+    problems.push(`filter.status: expected "pending" or "processing", got ${show(status)}`)
+  }
+  const labelProblem = labels === undefined ? undefined : checkLabels(labels)
+  if (labelProblem !== undefined) problems.push(`filter.labels: ${labelProblem}`)
+  if (where !== undefined && typeof where !== "function") {
+    problems.push(`filter.where: expected a function, got ${show(where)}`)
+  }
+  if (problems.length > 0) return problems
+  const chosen = ids === undefined ? undefined : new Set(ids)
+  const wanted = Object.entries(labels ?? {})
+  return (request, response) =>
+    (chosen === undefined || chosen.has(request.id))
+    && (tenant === undefined || request.tenant === tenant)
+    && (status === undefined || request.status === status)
+    && (age === undefined || request.age > age)
+    && wanted.every(([name, value]) => request.labels?.[name] === value)
+    && (where === undefined || where(response()))
+}
+
+/** Milliseconds since 1970, or what is wrong with it. */
+export const instant = (input: unknown): number | string => {
+  try {
+    // What is no input at all is none of the cases, or throws.
+    const parsed = DateTime.make(input as DateTime.DateTime.Input)
+    if (Option.isSome(parsed)) return parsed.value.epochMilliseconds
+  } catch {
+    // Named below.
+  }
+  return `expected an instant such as a DateTime, a Date or an ISO string, got ${show(input)}`
+}
+
+/** The earlier of two deadlines; one that is none is kept, to be named when a request is submitted. */
+export const earlier = (
+  first: DateTime.DateTime.Input | undefined,
+  second: DateTime.DateTime.Input
+): DateTime.DateTime.Input => {
+  if (first === undefined) return second
+  const [a, b] = [instant(first), instant(second)]
+  if (typeof a === "string") return first
+  return typeof b === "string" || b < a ? second : first
 }
 
 /** A token count in whole tokens, or what is wrong with it. */
@@ -616,6 +689,14 @@ export const resolve = (
   if (retainAge === undefined || retainAge < 0) {
     problems.push(`retention.age: expected a duration of zero or more, got ${show(age)}`)
   }
+  if (definition.deadLetters !== undefined && typeof definition.deadLetters !== "object") {
+    problems.push(`deadLetters: expected an object, got ${show(definition.deadLetters)}`)
+  }
+  const givenLetterAge = definition.deadLetters?.age
+  const letterAge = givenLetterAge === undefined ? day : millis(givenLetterAge)
+  if (letterAge === undefined || letterAge < 0) {
+    problems.push(`deadLetters.age: expected a duration of zero or more, got ${show(givenLetterAge)}`)
+  }
   const number = (name: string, value: number | string, otherwise: number): number => {
     if (typeof value === "number") return value
     problems.push(`${name}: ${value}`)
@@ -630,6 +711,8 @@ export const resolve = (
     strategy,
     retainCount,
     retainAge: retainAge ?? 0,
+    letterCount: whole("deadLetters.count", definition.deadLetters?.count, 0, problems, 0),
+    letterAge: letterAge ?? 0,
     timeout: number("timeout", timeout(definition.timeout), 0),
     processingTimeout: number("processingTimeout", timeout(definition.processingTimeout), 0),
     headStart: number("priority", headStart(definition.priority ?? "normal"), 0),

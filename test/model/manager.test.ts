@@ -185,7 +185,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       plan,
       waits,
       submittedAt: now(),
-      headStart: options.headStart ?? 0,
+      headStart: options.headStart ?? parent?.headStart ?? 0,
       timeout: options.timeout ?? Number.POSITIVE_INFINITY,
       processingTimeout: options.processingTimeout ?? Number.POSITIVE_INFINITY,
       tokens: tooLarge ? { ...tokens, inputTokens: 1001 } : tokens,

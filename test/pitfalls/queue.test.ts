@@ -504,6 +504,8 @@ describe("pitfalls: queue", () => {
             "status" in error, (error) => Effect.die(error))
         )
       }
+      yield* manager.drainQueue(Refused)
+      yield* fails(submit(manager, Refused, 429))
       yield* manager.shutdownAll()
       yield* fails(manager.submit(Model, "too late", estimate))
       const declared = Object.keys(QueueError).filter((name) => name !== "isQueueError")

@@ -1,0 +1,111 @@
+/** Failed requests with their parameters: the newest, for a time. */
+import * as Effect from "effect/Effect"
+import * as QueueError from "../QueueError.ts"
+import type * as QueueResponse from "../QueueResponse.ts"
+import type { AnyRequest, ProcessorFailure } from "./entry.ts"
+import * as settings from "./settings.ts"
+
+export interface DeadLetter {
+  readonly requestId: string
+  readonly request: AnyRequest
+  readonly response: QueueResponse.Failed<ProcessorFailure>
+  readonly failedAt: number
+}
+
+interface Kept {
+  readonly letter: DeadLetter
+  /** Monotonic. */
+  readonly until: number
+}
+
+export class DeadLetters {
+  private readonly modelId: string
+  private readonly count: number
+  private readonly age: number
+  private readonly now: () => number
+  private readonly kept = new Map<string, Kept>()
+
+  constructor(modelId: string, count: number, age: number, now: () => number) {
+    this.modelId = modelId
+    this.count = count
+    this.age = age
+    this.now = now
+  }
+
+  get isKeeping(): boolean {
+    return this.count > 0
+  }
+
+  /** When the first one is to be let go. */
+  get nextDue(): number {
+    for (const { until } of this.kept.values()) return until
+    return Number.POSITIVE_INFINITY
+  }
+
+  add(letter: DeadLetter): void {
+    // An id that failed before is a new letter, behind the others.
+    this.kept.delete(letter.requestId)
+    this.kept.set(letter.requestId, { letter, until: this.now() + this.age })
+    for (const id of this.kept.keys()) {
+      if (this.kept.size <= this.count) return
+      this.kept.delete(id)
+    }
+  }
+
+  expire(): void {
+    const at = this.now()
+    for (const [id, { until }] of this.kept) {
+      if (until > at) return
+      this.kept.delete(id)
+    }
+  }
+
+  readonly list: Effect.Effect<ReadonlyArray<DeadLetter>> = Effect.sync(() => {
+    this.expire()
+    return Array.from(this.kept.values(), ({ letter }) => letter)
+  })
+
+  /** Takes a letter away while it is submitted, so that nobody else submits it, and puts it back if that fails. */
+  resubmit<A, E>(
+    id: string,
+    submit: (letter: DeadLetter) => Effect.Effect<A, E>
+  ): Effect.Effect<A, E | QueueError.RequestNotFound> {
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.suspend((): Effect.Effect<A, E | QueueError.RequestNotFound> => {
+        this.expire()
+        const kept = this.kept.get(id)
+        if (kept === undefined) {
+          return Effect.fail(
+            new QueueError.RequestNotFound({ modelId: this.modelId, requestId: settings.nameOf(id) })
+          )
+        }
+        this.kept.delete(id)
+        return Effect.onError(restore(submit(kept.letter)), () => Effect.sync(() => this.putBack(id, kept)))
+      })
+    )
+  }
+
+  remove(ids: ReadonlyArray<string> | undefined): Effect.Effect<number> {
+    return Effect.sync(() => {
+      this.expire()
+      const before = this.kept.size
+      if (ids === undefined) this.kept.clear()
+      else for (const id of ids) this.kept.delete(id)
+      return before - this.kept.size
+    })
+  }
+
+  private putBack(id: string, kept: Kept): void {
+    const later = Array.from(this.kept)
+    this.kept.clear()
+    let isPut = later.some(([other]) => other === id)
+    for (const [other, each] of later) {
+      if (!isPut && each.until > kept.until) {
+        this.kept.set(id, kept)
+        isPut = true
+      }
+      this.kept.set(other, each)
+    }
+    if (!isPut) this.kept.set(id, kept)
+  }
+}

@@ -1,0 +1,360 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Cause, Clock, Context, Deferred, Effect, Exit, Fiber, Layer, Scope } from "effect"
+import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+import { TestClock } from "effect/testing"
+import * as random from "../model/random.ts"
+
+/** Its end waits for nobody, so that a test can leave requests behind. */
+const Manager = QueueManager.layerWith({ shutdown: { policy: "interrupt", deadline: 0 } })
+
+/** A model whose processor takes `params` milliseconds, and what it was given. */
+const open = Effect.fnUntraced(function*(options: ModelConfig.Options<number, string> & ModelConfig.Limits) {
+  const manager = yield* QueueManager.QueueManager
+  const Model = ModelConfig.makeUntyped<number, string, string>("model", options)
+  const started: Array<string> = []
+  const ended: Array<string> = []
+  yield* manager.registerQueue(Model, (request) =>
+    Effect.gen(function*() {
+      started.push(request.id)
+      if (request.params < 0) return yield* Effect.fail("failed")
+      if (request.params > 0) yield* Effect.sleep(request.params)
+      ended.push(request.id)
+      return "ok"
+    }))
+  const submit = (id: string, options?: QueueRequest.RequestOptions, params = 0) =>
+    manager.submitRequest(QueueRequest.make(Model, { ...options, id, params, waitForCompletion: false }))
+  const state = Effect.map(manager.getQueueInfo(Model), ({ state }) => state)
+  return { manager, Model, started, ended, submit, state }
+})
+
+describe("pauseQueue", () => {
+  it.effect("dispatches nothing until it is resumed; what runs goes on, and timeouts do", () =>
+    Effect.gen(function*() {
+      const { Model, ended, manager, started, state, submit } = yield* open({ rateLimiters: "unlimited" })
+      yield* submit("runs", {}, 1000)
+      yield* TestClock.adjust(0)
+      yield* manager.pauseQueue(Model)
+      yield* manager.pauseQueue(Model)
+      assert.strictEqual(yield* state, "paused")
+      yield* submit("waits")
+      const late = yield* Effect.forkChild(Effect.flip(manager.submit(Model, 0, { timeout: "5 seconds" })))
+      yield* TestClock.adjust("5 seconds")
+      assert.deepStrictEqual([started, ended], [["runs"], ["runs"]])
+      assert.deepInclude(yield* Fiber.join(late), { _tag: "QueueTimeout" })
+      yield* manager.resumeQueue(Model)
+      assert.strictEqual(yield* state, "open")
+      yield* TestClock.adjust(0)
+      assert.deepStrictEqual(ended, ["runs", "waits"])
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("what is being processed can end: the requests it waits for itself still go", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Agent = ModelConfig.makeUntyped<number, number, string>("agent", {
+        rateLimiters: [RateLimiter.concurrent(1)]
+      })
+      const go = yield* Deferred.make<void>()
+      yield* manager.registerQueue(Agent, (request) =>
+        request.params === 0
+          ? Effect.succeed(0)
+          : Effect.andThen(
+            Deferred.await(go),
+            Effect.map(manager.submit(Agent, request.params - 1), ({ result }) => result + 1)
+          ).pipe(Effect.mapError(String)))
+      const outer = yield* Effect.forkChild(manager.submit(Agent, 3), { startImmediately: true })
+      yield* TestClock.adjust(0)
+      yield* manager.pauseQueue(Agent)
+      yield* Deferred.succeed(go, undefined)
+      yield* TestClock.adjust(0)
+      assert.strictEqual((yield* Fiber.join(outer)).result, 3)
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("is ended by a shutdown, by each policy", () =>
+    Effect.gen(function*() {
+      for (const policy of ["drain", "finishRunning", "interrupt"] as const) {
+        const scope = yield* Scope.make()
+        const manager = Context.get(
+          yield* Layer.buildWithScope(QueueManager.layerWith({ shutdown: { policy } }), scope),
+          QueueManager.QueueManager
+        )
+        const { Model, ended, submit } = yield* open({ rateLimiters: "unlimited" }).pipe(
+          Effect.provideService(QueueManager.QueueManager, manager),
+          Scope.provide(scope)
+        )
+        yield* manager.pauseQueue(Model)
+        yield* submit("waits")
+        yield* TestClock.adjust(0)
+        const closing = yield* Effect.forkChild(Scope.close(scope, Exit.void), { startImmediately: true })
+        yield* TestClock.adjust(0)
+        yield* Fiber.join(closing)
+        assert.deepStrictEqual(ended, policy === "drain" ? ["waits"] : [])
+      }
+    }))
+})
+
+describe("drainQueue", () => {
+  it.effect("takes nothing more, and ends when all that was accepted has ended", () =>
+    Effect.gen(function*() {
+      const { Model, ended, manager, state, submit } = yield* open({
+        rateLimiters: [RateLimiter.concurrent(1)],
+        capacity: 2
+      })
+      yield* submit("runs", {}, 1000)
+      yield* TestClock.adjust(0)
+      yield* submit("waits 1", {}, 1000)
+      yield* submit("waits 2", {}, 1000)
+      const noRoom = yield* Effect.forkChild(Effect.flip(submit("has no room")), { startImmediately: true })
+      yield* manager.pauseQueue(Model)
+      const drained = yield* Effect.forkChild(manager.drainQueue(Model), { startImmediately: true })
+      const interrupted = yield* Effect.forkChild(manager.drainQueue(Model), { startImmediately: true })
+      yield* Fiber.interrupt(interrupted)
+      assert.strictEqual(yield* state, "draining")
+      assert.strictEqual((yield* Fiber.join(noRoom))._tag, "QueueDraining")
+      assert.strictEqual((yield* Effect.flip(submit("comes later")))._tag, "QueueDraining")
+      yield* TestClock.adjust("2999 millis")
+      assert.isUndefined(drained.pollUnsafe())
+      yield* TestClock.adjust("1 millis")
+      assert.isTrue(yield* Fiber.join(drained))
+      assert.deepStrictEqual(ended, ["runs", "waits 1", "waits 2"])
+      assert.isTrue(yield* manager.drainQueue(Model))
+      yield* manager.resumeQueue(Model)
+      yield* submit("after it")
+      yield* TestClock.adjust(0)
+      assert.strictEqual(ended.at(-1), "after it")
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("ends with false when the queue is resumed, with true when it is closed", () =>
+    Effect.gen(function*() {
+      const { Model, manager, submit } = yield* open({ rateLimiters: "unlimited" })
+      yield* submit("runs", {}, 100_000)
+      yield* TestClock.adjust(0)
+      const resumed = yield* Effect.forkChild(manager.drainQueue(Model), { startImmediately: true })
+      yield* manager.resumeQueue(Model)
+      assert.isFalse(yield* Fiber.join(resumed))
+      const closed = yield* Effect.forkChild(manager.drainQueue(Model), { startImmediately: true })
+      yield* Effect.forkChild(manager.unregisterQueue(Model), { startImmediately: true })
+      yield* TestClock.adjust("1 minute")
+      assert.isTrue(yield* Fiber.join(closed))
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("a processor that drains its own queue does not wait for itself", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<string, boolean>("model", { rateLimiters: "unlimited" })
+      yield* manager.registerQueue(Model, () => Effect.orDie(manager.drainQueue(Model)))
+      assert.isTrue((yield* manager.submit(Model, "")).result)
+    }).pipe(Effect.provide(Manager)))
+})
+
+describe("cancelRequests", () => {
+  it.effect("ends what is meant, waiting, without room or being processed, and nothing else", () =>
+    Effect.gen(function*() {
+      const { Model, manager, started, submit } = yield* open({
+        rateLimiters: [RateLimiter.concurrent(1)],
+        capacity: 4
+      })
+      yield* submit("a1", { tenant: "a" }, 10_000)
+      yield* TestClock.adjust("10 seconds")
+      yield* submit("b1", { tenant: "b", labels: { task: "x" } }, 10_000)
+      yield* TestClock.adjust(0)
+      for (const id of ["a2", "a3"]) yield* submit(id, { tenant: "a" })
+      yield* submit("b2", { tenant: "b", labels: { task: "x", more: "y" } })
+      yield* submit("b3", { tenant: "b" })
+      yield* Effect.forkChild(Effect.exit(submit("a4", { tenant: "a" })), { startImmediately: true })
+      yield* TestClock.adjust("1 second")
+      const count = (filter: QueueManager.RequestFilter) => manager.cancelRequests(Model, filter)
+      assert.strictEqual(yield* count({ tenant: "a", status: "processing" }), 0)
+      assert.strictEqual(yield* count({ ids: ["a2", "b2", "nobody"], tenant: "b", labels: { task: "x" } }), 1)
+      assert.strictEqual(yield* count({ olderThan: "2 seconds" }), 0)
+      assert.strictEqual(yield* count({ where: (response) => response.requestId === "a3" }), 1)
+      assert.strictEqual(yield* count({ tenant: "a" }), 2)
+      assert.strictEqual(yield* count({ labels: { task: "x" }, status: "processing" }), 1)
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(started, ["a1", "b1", "b3"])
+      assert.strictEqual(yield* count({}), 0)
+      assert.strictEqual((yield* manager.getStatus(Model, "a4")).status, "cancelled")
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("a filter that makes no sense is an invalid request, and changes nothing", () =>
+    Effect.gen(function*() {
+      const { Model, manager, submit } = yield* open({ rateLimiters: [RateLimiter.concurrent(1)] })
+      yield* submit("a", {}, 1000)
+      yield* submit("b", {}, 1000)
+      const nonsense: ReadonlyArray<QueueManager.RequestFilter> = [
+        { olderThan: Number.NaN },
+        {
+          where: () => {
+            throw new Error("broken")
+          }
+        }
+      ]
+      for (const filter of nonsense) {
+        assert.strictEqual((yield* Effect.flip(manager.cancelRequests(Model, filter)))._tag, "InvalidRequest")
+      }
+      assert.strictEqual((yield* manager.getQueueInfo(Model)).cancelled, 0)
+    }).pipe(Effect.provide(Manager)))
+})
+
+describe("changePriority", () => {
+  it.effect("moves a waiting request, which keeps the time of its submission", () =>
+    Effect.gen(function*() {
+      const { Model, manager, started, submit } = yield* open({
+        rateLimiters: [RateLimiter.concurrent(1)],
+        capacity: 4
+      })
+      yield* submit("runs", {}, 1000)
+      yield* TestClock.adjust(0)
+      for (const id of ["a", "b", "c", "d"]) yield* submit(id)
+      yield* Effect.forkChild(submit("e"), { startImmediately: true })
+      assert.isTrue(yield* manager.changePriority(Model, "c", "high"))
+      assert.isTrue(yield* manager.changePriority(Model, "a", -10))
+      assert.isTrue(yield* manager.changePriority(Model, "e", 100))
+      assert.isFalse(yield* manager.changePriority(Model, "runs", 100))
+      const error = yield* Effect.flip(manager.changePriority(Model, "a", Number.NaN))
+      assert.strictEqual(error._tag, "InvalidRequest")
+      assert.strictEqual((yield* Effect.flip(manager.changePriority(Model, "x", 0)))._tag, "RequestNotFound")
+      yield* TestClock.adjust("1 second")
+      // There was no room for e until one had gone.
+      assert.deepStrictEqual(started, ["runs", "c", "e", "b", "d", "a"])
+      assert.isFalse(yield* manager.changePriority(Model, "a", 0))
+    }).pipe(Effect.provide(Manager)))
+})
+
+describe("dead letters", () => {
+  it.effect("are failed requests with their parameters, bounded by number and age", () =>
+    Effect.gen(function*() {
+      const { Model, manager, submit } = yield* open({
+        rateLimiters: "unlimited",
+        deadLetters: { count: 2, age: "1 minute" },
+        retention: { count: 0 }
+      })
+      yield* submit("well")
+      yield* submit("is cancelled", {}, 1000)
+      for (const id of ["one", "two", "three"]) yield* submit(id, { tenant: "t", metadata: { of: id } }, -1)
+      yield* TestClock.adjust(10)
+      yield* manager.cancelRequest(Model, "is cancelled")
+      const letters = yield* manager.deadLetters(Model)
+      assert.deepStrictEqual(letters.map(({ requestId }) => requestId), ["two", "three"])
+      const [letter] = letters
+      assert(letter !== undefined)
+      assert.deepInclude(letter.request, { params: -1, tenant: "t", metadata: { of: "two" } })
+      assert.strictEqual(Cause.squash(letter.response.cause), "failed")
+      yield* TestClock.adjust("1 minute")
+      assert.deepStrictEqual(yield* manager.deadLetters(Model), [])
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("are not kept unless the model says so", () =>
+    Effect.gen(function*() {
+      const { Model, manager, submit } = yield* open({ rateLimiters: "unlimited" })
+      yield* submit("fails", {}, -1)
+      yield* TestClock.adjust(0)
+      assert.deepStrictEqual(yield* manager.deadLetters(Model), [])
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("can be submitted again, once, and stay when that is not accepted", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<string, string, string>("model", {
+        rateLimiters: "unlimited",
+        deadLetters: { count: 10 }
+      })
+      let isWell = false
+      const options: Array<unknown> = []
+      yield* manager.registerQueue(Model, (request) => {
+        options.push(request.timeout)
+        return isWell ? Effect.succeed(request.params) : Effect.fail("failed")
+      })
+      yield* Effect.flip(manager.submit(Model, "hello", { id: "first", timeout: "1 minute", deadline: 1000 }))
+      yield* TestClock.adjust("1 hour")
+      yield* manager.drainQueue(Model)
+      assert.strictEqual((yield* Effect.flip(manager.resubmitDeadLetter(Model, "first")))._tag, "QueueDraining")
+      yield* manager.resumeQueue(Model)
+      isWell = true
+      const pending = yield* manager.resubmitDeadLetter(Model, "first", { timeout: "2 minutes" })
+      assert.notStrictEqual(pending.requestId, "first")
+      assert.strictEqual((yield* manager.awaitCompletion(pending)).result, "hello")
+      assert.deepStrictEqual(options, ["1 minute", "2 minutes"])
+      assert.strictEqual((yield* Effect.flip(manager.resubmitDeadLetter(Model, "first")))._tag, "RequestNotFound")
+      isWell = false
+      for (const id of ["a", "b", "c"]) yield* Effect.flip(manager.submit(Model, "", { id }))
+      assert.strictEqual(yield* manager.removeDeadLetters(Model, ["b", "nobody"]), 1)
+      assert.strictEqual(yield* manager.removeDeadLetters(Model), 2)
+    }).pipe(Effect.provide(Manager)))
+})
+
+describe("an operator at random", () => {
+  it.effect("loses no request, dispatches none while it is paused, and keeps the order", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      for (let seed = 1; seed <= 60; seed++) {
+        const choose = random.make(seed)
+        const Model = ModelConfig.makeUntyped<number, string>(`model${seed}`, {
+          rateLimiters: [RateLimiter.concurrent(choose.int(1, 3)), RateLimiter.rpm(20, { timePeriod: "1 second" })],
+          capacity: choose.pick([3, 100]),
+          bypass: 0,
+          retention: { count: 1000 }
+        })
+        let isPaused = false
+        let problem: string | undefined
+        /** Those that wait, with the time that orders them. */
+        const keys = new Map<string, number>()
+        const ids: Array<string> = []
+        yield* manager.registerQueue(Model, (request) =>
+          Effect.gen(function*() {
+            if (isPaused) problem ??= `seed ${seed}: ${request.id} is dispatched in a pause`
+            const key = keys.get(request.id)!
+            keys.delete(request.id)
+            for (const [id, other] of keys) {
+              if (other < key) problem ??= `seed ${seed}: ${request.id} goes before ${id}`
+            }
+            yield* Effect.sleep(request.params)
+            return "ok"
+          }))
+        for (let step = 0; step < 80; step++) {
+          // Everything that was due at the instant before has been done.
+          yield* TestClock.adjust(choose.int(1, 100))
+          const now = yield* Clock.currentTimeMillis
+          const action = choose.int(0, 9)
+          const info = yield* manager.getQueueInfo(Model)
+          if (action < 5 && info.state !== "draining") {
+            if (info.depth >= info.capacity) continue
+            const id = `r${step}`
+            const priority = choose.int(-3, 3)
+            ids.push(id)
+            keys.set(id, now - priority * 1000)
+            yield* manager.submitRequest(
+              QueueRequest.make(Model, { id, priority, params: choose.int(0, 200), waitForCompletion: false })
+            )
+          } else if (action === 5) {
+            isPaused = info.state !== "draining"
+            if (isPaused) yield* manager.pauseQueue(Model)
+          } else if (action === 6) {
+            isPaused = false
+            yield* manager.resumeQueue(Model)
+          } else if (action === 7) {
+            const meant = choose.pick([...ids, "nobody"])
+            keys.delete(meant)
+            yield* manager.cancelRequests(Model, { ids: [meant] })
+          } else if (action === 8 && keys.size > 0) {
+            const id = choose.pick([...keys.keys()])
+            const priority = choose.int(-3, 3)
+            const response = yield* manager.getStatus(Model, id)
+            keys.set(id, response.createdAt - priority * 1000)
+            if (!(yield* manager.changePriority(Model, id, priority))) problem ??= `seed ${seed}: ${id} does not wait`
+          } else if (choose.chance(0.3)) {
+            isPaused = false
+            yield* Effect.forkChild(manager.drainQueue(Model), { startImmediately: true })
+          }
+        }
+        yield* manager.resumeQueue(Model)
+        isPaused = false
+        yield* TestClock.adjust("1 minute")
+        assert.isUndefined(problem)
+        for (const id of ids) {
+          const { status } = yield* manager.getStatus(Model, id)
+          assert.isTrue(status === "completed" || status === "cancelled", `seed ${seed}: ${id} is ${status}`)
+        }
+        yield* manager.unregisterQueue(Model)
+      }
+    }).pipe(Effect.provide(Manager)), 60_000)
+})
