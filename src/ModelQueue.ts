@@ -59,6 +59,10 @@ export interface ModelQueue<P, A, E> {
     requestId: string,
     usage: ModelConfig.Usage
   ): Effect.Effect<RateLimiter.Settlement, QueueError.RequestNotFound | QueueError.InvalidRequest>
+  /** Replaces the limits, and keeps what is known: see `QueueManager.updateRateLimiters`. */
+  updateRateLimiters(
+    rateLimiters: ReadonlyArray<RateLimiter.Config> | "unlimited"
+  ): Effect.Effect<void, QueueError.InvalidConfiguration | QueueError.QueueShutdown>
   readonly getQueueInfo: Effect.Effect<QueueManager.QueueInfo, QueueError.QueueShutdown>
   estimateWait(
     options?: QueueRequest.EstimateOptions<P>
@@ -137,6 +141,8 @@ const fromManager = <P, A, E>(
     getStatus: (requestId) => Effect.catchIf(manager.getStatus(model, requestId), isGone, () => notFound(requestId)),
     updateTokenUsage: (requestId, usage) =>
       Effect.catchIf(manager.updateTokenUsage(model, requestId, usage), isGone, () => notFound(requestId)),
+    updateRateLimiters: (rateLimiters) =>
+      Effect.catchIf(manager.updateRateLimiters(model, rateLimiters), isGone, closed),
     getQueueInfo: Effect.catchIf(manager.getQueueInfo(model), isGone, closed),
     estimateWait: (options) => Effect.catchIf(manager.estimateWait(model, options), isGone, closed),
     cancelRequests: (filter) => Effect.catchIf(manager.cancelRequests(model, filter), isGone, closed),

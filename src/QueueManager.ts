@@ -337,6 +337,44 @@ export class QueueManager extends Context.Service<QueueManager, {
   >
 
   /**
+   * Replaces the limits of a queue at work: `rateLimiters` as in the model's configuration, completed by the model's
+   * provider in the same way. The limits hold for everything from that instant on, and nothing that is known is lost.
+   *
+   * - A limit continues the one of its type; of several, the one of the same period. Another number keeps what the
+   *   window holds, or the level of the bucket as far as it has room, what the provider has said about it, and its
+   *   pauses.
+   * - A window that is new or longer, and another algorithm, begin with what any limit that counts the same still
+   *   remembers, by its date. Of what is older, and of requests for which no such limit was there, nothing is known:
+   *   those that use it start as empty as at a registration.
+   * - What a bucket was charged is remembered and what it got back is not, so a window that follows a bucket may hold
+   *   requests back for up to a period that would fit.
+   * - Requests being processed go on and keep their permits, also when there are more than a lower `concurrent` allows.
+   *   What they used is settled with the new limits.
+   * - Requests that wait see it at once. Estimates that were not their callers' are made again. Those now too large fail
+   *   with `RequestTooLarge`.
+   *
+   * Uninterruptible. Fails with `InvalidConfiguration`, which names every problem, and has changed nothing then.
+   *
+   * **Example** (Twice as many requests)
+   *
+   * ```ts
+   * import { Effect } from "effect"
+   * import { ModelConfig, QueueManager, RateLimiter } from "effect-llm-queue"
+   *
+   * const Gpt4 = ModelConfig.makeUntyped<string, string>("gpt-4", { rateLimiters: [RateLimiter.rpm(500)] })
+   *
+   * const program = Effect.gen(function*() {
+   *   const manager = yield* QueueManager.QueueManager
+   *   yield* manager.updateRateLimiters(Gpt4, [RateLimiter.rpm(1000)])
+   * })
+   * ```
+   */
+  updateRateLimiters(
+    model: ModelConfig.Any | string,
+    rateLimiters: ReadonlyArray<RateLimiter.Config> | "unlimited"
+  ): Effect.Effect<void, QueueError.ModelNotRegistered | QueueError.InvalidConfiguration>
+
+  /**
    * Closes all queues at once and ends when they have closed: immediately when they are idle, at the deadline at the
    * latest. From its start on submissions fail with `QueueShutdown`; statuses can still be read after it. Without
    * options each queue uses its own policy.

@@ -482,6 +482,11 @@ export interface Limiter {
   readonly giveBack: (reservation: Reservation, permit: boolean) => Effect.Effect<void>
   /** Gives back one permit of the concurrency limit. */
   readonly releasePermit: Effect.Effect<void>
+  /**
+   * Replaces the limits. What was charged, and what the provider has said, is carried over as far as it means something
+   * to the new ones: never over a new limit for what is known. Reservations made before stay good.
+   */
+  readonly update: (limits: ReadonlyArray<Limit>) => Effect.Effect<void>
   /** The state of every limit, in the order of the configuration. */
   readonly usage: Effect.Effect<ReadonlyArray<Usage>>
 }

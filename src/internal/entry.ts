@@ -50,7 +50,8 @@ export interface Entry {
   /** Until the processor has ended. */
   request: AnyRequest | undefined
   readonly id: string
-  readonly cost: Estimated
+  /** Estimated again when the limits change before it is dispatched. */
+  cost: Estimated
   /** Wall clock. */
   readonly createdAt: number
   /** Monotonic, as all times below. */

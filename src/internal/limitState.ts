@@ -9,6 +9,7 @@
  */
 import * as Duration from "effect/Duration"
 import type * as RateLimiter from "../RateLimiter.ts"
+import type { History } from "./meters/meter.ts"
 import * as meters from "./meters/meters.ts"
 
 /** How much of a limit a request takes. */
@@ -37,6 +38,7 @@ export const countsTokens = ({ type }: RateLimiter.Limit): boolean =>
 
 /** What one reservation is charged by one limit. */
 export interface Charged {
+  /** Net of what is known. */
   amount: number
   readonly mark: meters.Sent
   isDated: boolean
@@ -52,6 +54,17 @@ export interface Charged {
   /** Whether it is what it will stay. */
   isKnown: boolean
 }
+
+/** What a limit knows, for one that follows it. */
+export interface Memory {
+  readonly history: History
+  readonly held: number
+  readonly unsettled: number
+  readonly since: number
+}
+
+/** The charge of a limit that follows others: from its own before, if it had one, and from the one it knows it by. */
+export type Carry = (own: Charged | undefined, source: Charged | undefined, now: number) => Charged | undefined
 
 /** Sums of what was sent up to a time, for as long as a response may take; older ones are let go. */
 class Sent {
@@ -130,15 +143,18 @@ const sane = (value: number | undefined, most: number): number | undefined =>
 const firstBackoff = 0.25
 
 export class LimitState {
-  readonly limit: RateLimiter.Limit
+  limit: RateLimiter.Limit
   /** Reservations without a date. */
   held = 0
   /** Of the charges, what may still be given back: reservations whose use is not known. */
   private unsettled = 0
-  private readonly meter: meters.LimitMeter
+  private meter: meters.LimitMeter
+  private readonly wall: () => number
   private readonly sent: Sent
   private readonly random: () => number
-  private readonly period: number
+  private period: number
+  /** Before it nothing is known: at a registration nothing was charged before. */
+  private began = Number.NEGATIVE_INFINITY
   private pausedUntil = Number.NEGATIVE_INFINITY
   /** The limit that the provider says, when it is lower than the configured one. */
   private adopted: number
@@ -178,10 +194,104 @@ export class LimitState {
     this.period = limit.timePeriod!
     this.sent = new Sent(Math.max(1, limit.margin / 4))
     this.random = random
+    this.wall = wall
     this.cold = limit.coldStart
     this.awaitsProbe = limit.coldStart
     this.adopted = limit.limit
     this.scaledAt = now
+  }
+
+  /** When what it remembers began. */
+  remembersSince(now: number): number {
+    return Math.max(this.began, this.meter.since(now))
+  }
+
+  /** Whether it cannot say which of what it remembers a charge was. */
+  get forgetsDates(): boolean {
+    return this.limit.algorithm === "tokenBucket"
+  }
+
+  memory(now: number): Memory {
+    return {
+      history: this.meter.history(now),
+      held: this.held,
+      unsettled: this.unsettled,
+      since: this.remembersSince(now)
+    }
+  }
+
+  /** Nothing is known of what was charged before. */
+  begin(now: number): void {
+    this.began = now
+  }
+
+  canFollow(limit: RateLimiter.Limit): boolean {
+    return meters.isSameShape(this.limit, limit)
+  }
+
+  /** Other numbers from now on. What is charged, and what the provider has said, stays. */
+  follow(limit: RateLimiter.Limit, now: number): void {
+    this.configure(limit)
+    this.meter.configure(limit)
+    this.enforce(now)
+  }
+
+  /** Counts in another way from now on, and begins with what is known. What the provider has said stays. */
+  rebuild(limit: RateLimiter.Limit, { held, history, since, unsettled }: Memory, isOwn: boolean, now: number): Carry {
+    const before = this.meter
+    const isLonger = limit.timePeriod! + limit.margin >= this.period + this.limit.margin
+    const used = this.forgetsDates ? before.used(now) : undefined
+    const others = isOwn || !isLonger ? 0 : before.history(now).entries.reduce((sum, { others }) => sum + others, 0)
+    const { entries } = history
+    const from = this.cold ? now : Math.min(now, entries[0]?.at ?? now)
+    const meter = this.meter = meters.make({ ...limit, coldStart: this.cold }, this.wall, from)
+    const replayed = entries.map((entry) => meter.replay(entry, now))
+    this.configure(limit)
+    this.held = held
+    this.unsettled = unsettled
+    this.began = since
+    // What others use has no date in a bucket, and is not known to the other limits.
+    const unseen = used === undefined ? others : Math.max(0, used - meter.used(now))
+    if (unseen > 0) meter.lower(meter.available(now) - unseen, now)
+    this.enforce(now)
+    const { lowered } = this
+    const { capacity } = meter
+    const expected = meter.available(now) - held
+    return (own, source, now) => {
+      if (source === undefined) return undefined
+      const { amount, isDated, isKnown, mark } = source
+      let sent: meters.Sent = { amount, counted: undefined, paced: [] }
+      if (isDated && (history.isAnonymous || mark.least !== undefined)) {
+        sent = { ...meter.charge(0, now), amount, paced: [], least: amount }
+      } else if (isDated) {
+        const index = history.find(mark.counted![0]!)
+        const found = index === undefined ? undefined : replayed[index]
+        if (found === undefined) {
+          if (!source.isKnown) this.unsettled -= amount
+          return undefined
+        }
+        sent = { amount, counted: found.counted, paced: [] }
+      }
+      const charged: Charged = {
+        ...(own ?? source),
+        amount,
+        isDated,
+        isKnown,
+        mark: sent,
+        expected,
+        capacity,
+        lowered
+      }
+      if (own !== undefined && own === this.probe) this.probe = charged
+      return charged
+    }
+  }
+
+  private configure(limit: RateLimiter.Limit): void {
+    // What the provider said last is lower than the limit: it is asked again, as always, in a while.
+    this.adopted = this.adopted < this.limit.limit ? Math.min(this.adopted, limit.limit) : limit.limit
+    this.limit = limit
+    this.period = limit.timePeriod!
   }
 
   /** When a charge fits beside `reserved`, if nothing but time passes: `now` when it does. */

@@ -305,6 +305,11 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
         return yield* (yield* queueOf(model)).reportUsage(requestId, usage)
       }
     ),
+    updateRateLimiters: Effect.fn("QueueManager.updateRateLimiters")(
+      function*(model: AnyModel | string, rateLimiters: ModelConfig.Limits["rateLimiters"]) {
+        yield* (yield* queueOf(model)).updateLimits(rateLimiters)
+      }
+    ),
     shutdownAll,
     events: Stream.unwrap(Effect.suspend(() =>
       gone ? Effect.succeed(Stream.empty) : Effect.map(

@@ -6,14 +6,16 @@ import * as Ref from "effect/Ref"
 import * as Semaphore from "effect/Semaphore"
 import type * as RateLimiter from "../RateLimiter.ts"
 import { charge, type Charged, countsTokens, LimitState } from "./limitState.ts"
+import { carry, type Charges, type Generation, update } from "./limitUpdate.ts"
 import { type Tenant, TenantLimits } from "./tenantLimits.ts"
 import * as time from "./time.ts"
 
 /** What each windowed limit charged. */
-interface Reservation extends RateLimiter.Reservation {
-  /** Those of the model, and then those of the tenant. */
-  readonly states: States
-  readonly charges: ReadonlyArray<Charged>
+interface Reservation extends RateLimiter.Reservation, Charges {
+  /** What the limits of its tenant charged, if it has any. */
+  readonly ofTenant: Charges | undefined
+  /** Whether any limit of the model was charged. */
+  readonly charged: boolean
   /** Whose running request it is; `undefined` on a permit that its caller already holds. */
   readonly tenant: Tenant | undefined
   settled: boolean
@@ -29,14 +31,21 @@ const none: RateLimiter.AdmitOptions = {}
 const blocked = (by: RateLimiter.Type, wait: number, scope?: "tenant" | "guaranteed"): RateLimiter.Admission =>
   scope === undefined ? { _tag: "Blocked", by, wait } : { _tag: "Blocked", by, wait, scope }
 
+const take = ({ states }: Generation, cost: RateLimiter.Cost, now: number): ReadonlyArray<Charged> => {
+  const charges = new Array<Charged>(states.length)
+  for (let i = 0; i < states.length; i++) charges[i] = states[i]!.take(charge(states[i]!.limit, cost), now)
+  return charges
+}
+
 const admit = (
-  states: States,
+  generation: Generation,
   cost: RateLimiter.Cost,
   permit: boolean,
   options: RateLimiter.AdmitOptions,
   tenants: TenantLimits | undefined,
   now: number
 ): RateLimiter.Admission => {
+  const { states } = generation
   const tenant = tenants?.get(options.tenant, now)
   if (tenant !== undefined) {
     if (permit && tenant.running >= tenant.concurrent) return blocked("concurrent", Number.POSITIVE_INFINITY, "tenant")
@@ -60,15 +69,16 @@ const admit = (
       }
     }
   }
-  const all = tenant === undefined || tenant.states.length === 0 ? states : [...states, ...tenant.states]
-  const charges = new Array<Charged>(all.length)
-  for (let i = 0; i < all.length; i++) charges[i] = all[i]!.take(charge(all[i]!.limit, cost), now)
   const runs = permit ? tenant : undefined
   if (runs !== undefined) runs.running++
   const reservation: Reservation = {
     "~effect-llm-queue/Reservation": true,
-    states: all,
-    charges,
+    generation,
+    charges: take(generation, cost, now),
+    ofTenant: tenant === undefined || tenant.generation.states.length === 0
+      ? undefined
+      : { generation: tenant.generation, charges: take(tenant.generation, cost, now) },
+    charged: states.length > 0,
     tenant: runs,
     settled: false,
     completed: false
@@ -114,50 +124,60 @@ const predict = (
   return at - now
 }
 
+/** What is charged for a reservation and still matters, of the model and of the tenant. */
+const forEachCharge = (reservation: Reservation, f: (state: LimitState, charged: Charged) => void): void => {
+  for (const each of [reservation, reservation.ofTenant]) {
+    if (each === undefined) continue
+    const { charges, generation: { states } } = each
+    for (let i = 0; i < states.length; i++) {
+      const charged = charges[i]
+      if (charged !== undefined) f(states[i]!, charged)
+    }
+  }
+}
+
 const settle = (
   reservation: Reservation,
   usage: RateLimiter.Tokens,
   now: number
 ): RateLimiter.Settlement => {
-  const { states } = reservation
   if (reservation.settled) return "alreadySettled"
-  let changed = states.length === 0
-  for (let i = 0; i < states.length; i++) {
-    const state = states[i]!
-    if (state.settle(reservation.charges[i]!, usage, now)) changed = true
-  }
+  const { charged, generation, ofTenant } = reservation
+  let changed = (generation.states.length === 0 || !charged) && ofTenant === undefined
+  forEachCharge(reservation, (state, charged) => {
+    if (state.settle(charged, usage, now)) changed = true
+  })
   if (!changed) return "expired"
   reservation.settled = true
   return "settled"
 }
 
 const complete = (reservation: Reservation, now: number): void => {
-  const { states, tenant } = reservation
   if (reservation.completed) return
   reservation.completed = true
-  if (tenant !== undefined) tenant.running--
-  for (let i = 0; i < states.length; i++) states[i]!.complete(reservation.charges[i]!, now)
+  if (reservation.tenant !== undefined) reservation.tenant.running--
+  forEachCharge(reservation, (state, charged) => state.complete(charged, now))
 }
 
 /** Whether there was anything to give back. */
 const giveBack = (reservation: Reservation, now: number): boolean => {
-  const { states, tenant } = reservation
   if (reservation.completed) return false
   reservation.completed = reservation.settled = true
-  if (tenant !== undefined) tenant.running--
-  for (let i = 0; i < states.length; i++) states[i]!.giveBack(reservation.charges[i]!, now)
+  if (reservation.tenant !== undefined) reservation.tenant.running--
+  forEachCharge(reservation, (state, charged) => state.giveBack(charged, now))
   return true
 }
 
 const observe = (
-  states: States,
   reservation: Reservation,
   observations: ReadonlyArray<RateLimiter.Observation>,
   now: number
 ): void => {
+  const { charges, generation: { states } } = reservation
   for (const observation of observations) {
     const index = bestMatch(states, (state) => state.matches(observation))
-    if (index !== undefined) states[index]!.observe(reservation.charges[index]!, observation, now)
+    const charged = index === undefined ? undefined : charges[index]
+    if (index !== undefined && charged !== undefined) states[index]!.observe(charged, observation, now)
   }
 }
 
@@ -174,7 +194,6 @@ const bestMatch = (states: States, score: (state: LimitState) => number | undefi
 }
 
 const refuse = (
-  states: States,
   reservation: Reservation,
   refusal: RateLimiter.Refusal,
   observations: ReadonlyArray<RateLimiter.Observation>,
@@ -183,9 +202,10 @@ const refuse = (
   if (reservation.completed) return
   reservation.completed = reservation.settled = true
   if (reservation.tenant !== undefined) reservation.tenant.running--
-  const amounts = reservation.charges.map(({ amount }) => amount)
-  for (let i = 0; i < reservation.states.length; i++) reservation.states[i]!.refused(reservation.charges[i]!, now)
-  observe(states, reservation, observations, now)
+  const { charges, generation: { states } } = reservation
+  const amounts = charges.map((charged) => charged?.amount ?? 0)
+  forEachCharge(reservation, (state, charged) => state.refused(charged, now))
+  observe(reservation, observations, now)
   if (refusal.kind !== "rate" && refusal.kind !== "ramp") return
   // Said by the provider; else the one that has the least left.
   const named = states.filter(({ limit }) => refusal.types.includes(limit.type))
@@ -193,9 +213,10 @@ const refuse = (
     states,
     (state) => named.length > 0 && !named.includes(state) ? undefined : state.suspicion(refusal, now)
   )
-  if (index === undefined) return
+  const charged = index === undefined ? undefined : charges[index]
+  if (index === undefined || charged === undefined) return
   const isOurs = named.length > 0 || refusal.types.length === 0
-  states[index]!.pause(reservation.charges[index]!, amounts[index]!, refusal, isOurs, now)
+  states[index]!.pause(charged, amounts[index]!, refusal, isOurs, now)
 }
 
 // The one place where a reservation handed out by this limiter is read back: callers see it as opaque.
@@ -203,7 +224,7 @@ const own = (reservation: RateLimiter.Reservation): Reservation => reservation a
 
 /** @internal */
 export const make = Effect.fnUntraced(function*(
-  limits: ReadonlyArray<RateLimiter.Limit>,
+  initial: ReadonlyArray<RateLimiter.Limit>,
   tenants?: RateLimiter.Tenants
 ) {
   const clock = yield* Clock.Clock
@@ -212,29 +233,71 @@ export const make = Effect.fnUntraced(function*(
   const wall = () => clock.currentTimeMillisUnsafe()
   const makeState = (limit: RateLimiter.Limit, now: number) =>
     new LimitState(limit, wall, now, () => random.nextDoubleUnsafe())
-  const states = yield* Ref.make<States>(
-    limits.flatMap((limit) => limit.timePeriod === undefined ? [] : [makeState(limit, now())])
-  )
+  const windowed = (limits: ReadonlyArray<RateLimiter.Limit>) =>
+    limits.filter(({ timePeriod }) => timePeriod !== undefined)
+  let limits = initial
+  const generation = yield* Ref.make<Generation>({
+    states: windowed(limits).map((limit) => makeState(limit, now())),
+    next: undefined
+  })
   const byTenant = tenants === undefined ? undefined : new TenantLimits(tenants, limits, makeState, now())
-  const step = <A>(f: (states: States, now: number) => A): Effect.Effect<A> =>
-    Ref.modify(states, (state) => [f(state, now()), state])
+  const step = <A>(f: (generation: Generation, now: number) => A): Effect.Effect<A> =>
+    Ref.modify(generation, (generation) => [f(generation, now()), generation])
+  /** A step about a reservation, which may have been made under other limits. */
+  const of = <A>(
+    reservation: RateLimiter.Reservation,
+    f: (reservation: Reservation, now: number) => A
+  ): Effect.Effect<A> =>
+    step((_, now) => {
+      const mine = own(reservation)
+      if (mine.generation.next !== undefined) carry(mine, now)
+      if (mine.ofTenant?.generation.next !== undefined) carry(mine.ofTenant, now)
+      return f(mine, now)
+    })
 
-  const concurrent = limits.find((limit) => limit.type === "concurrent")
-  const semaphore = concurrent === undefined ? undefined : yield* Semaphore.make(concurrent.limit)
-  const releasePermit = concurrent === undefined || semaphore === undefined
-    ? Effect.void
+  const concurrency = (limits: ReadonlyArray<RateLimiter.Limit>) =>
+    limits.find((limit) => limit.type === "concurrent")?.limit
+  let permits = concurrency(limits)
+  let semaphore = permits === undefined ? undefined : yield* Semaphore.make(permits)
+  /** Requests on a permit of their own while there is no limit to them: one may come. */
+  let unlimited = 0
+  const releasePermit = Effect.suspend(() => {
+    const held = semaphore
+    if (held === undefined) {
+      unlimited = Math.max(0, unlimited - 1)
+      return Effect.void
+    }
     // A permit that nobody holds must not raise the limit.
-    : Effect.flatMap(
-      semaphore.release(0),
-      (free) => free < concurrent.limit ? Effect.asVoid(semaphore.release(1)) : Effect.void
-    )
+    return Effect.flatMap(held.release(0), (free) => free < permits! ? Effect.asVoid(held.release(1)) : Effect.void)
+  })
   const noPermit = Effect.succeed(blocked("concurrent", Number.POSITIVE_INFINITY))
   const noKeptPermit = Effect.succeed(blocked("concurrent", Number.POSITIVE_INFINITY, "guaranteed"))
 
+  /** Those at work keep their permits, also above the limit. */
+  const setConcurrency = Effect.fnUntraced(function*(limit: number | undefined) {
+    const taken = semaphore === undefined ? unlimited : permits! - (yield* semaphore.release(0))
+    permits = limit
+    if (limit === undefined) {
+      unlimited = taken
+      semaphore = undefined
+      return
+    }
+    if (semaphore === undefined) {
+      semaphore = yield* Semaphore.make(Math.max(limit, taken))
+      yield* semaphore.takeIfAvailable(taken)
+    }
+    yield* semaphore.resize(limit)
+  })
+
   const limiter: RateLimiter.Limiter = {
     admit: (cost, permit, options = none) => {
-      const charged = step((state, now) => admit(state, cost, permit, options, byTenant, now))
-      if (semaphore === undefined || concurrent === undefined || !permit) return charged
+      const charged = step((generation, now) => {
+        const admission = admit(generation, cost, permit, options, byTenant, now)
+        if (semaphore === undefined && permit && admission._tag === "Admitted") unlimited++
+        return admission
+      })
+      if (semaphore === undefined || permits === undefined || !permit) return charged
+      const most = permits
       const chargedOrReleased = Effect.flatMap(
         charged,
         (admission) => Effect.as(admission._tag === "Admitted" ? Effect.void : releasePermit, admission)
@@ -249,33 +312,43 @@ export const make = Effect.fnUntraced(function*(
         if (options.protect !== undefined && free < 2) return noPermit
         if (free === 0 || byTenant === undefined) return taken
         const tenant = byTenant.get(options.tenant, now())
-        return free > byTenant.keptPermits(tenant, concurrent.limit) ? taken : noKeptPermit
+        return free > byTenant.keptPermits(tenant, most) ? taken : noKeptPermit
       })
     },
     predict: (cost, ahead, tenant) =>
-      step((state, now) =>
+      step(({ states }, now) =>
         Math.max(
-          predict(state, cost, ahead, now),
+          predict(states, cost, ahead, now),
           byTenant === undefined ? 0 : predict(byTenant.get(tenant, now).own, cost, ahead, now)
         )
       ),
-    settle: (reservation, usage) => step((_, now) => settle(own(reservation), usage, now)),
-    complete: (reservation) => step((_, now) => complete(own(reservation), now)),
+    settle: (reservation, usage) => of(reservation, (mine, now) => settle(mine, usage, now)),
+    complete: (reservation) => of(reservation, complete),
     giveBack: (reservation, permit) =>
       Effect.flatMap(
-        step((_, now) => giveBack(own(reservation), now)),
+        of(reservation, giveBack),
         (given) => given && permit ? releasePermit : Effect.void
       ),
-    observe: (reservation, observations) => step((state, now) => observe(state, own(reservation), observations, now)),
+    observe: (reservation, observations) => of(reservation, (mine, now) => observe(mine, observations, now)),
     refuse: (reservation, refusal, observations) =>
-      step((state, now) => refuse(state, own(reservation), refusal, observations, now)),
+      of(reservation, (mine, now) => refuse(mine, refusal, observations, now)),
+    update: (next) =>
+      Effect.andThen(
+        Ref.update(generation, (generation) => {
+          const at = now()
+          limits = next
+          byTenant?.update(windowed(next), at)
+          return update(generation, windowed(next), (limit) => makeState(limit, at), at)
+        }),
+        Effect.suspend(() => setConcurrency(concurrency(next)))
+      ),
     releasePermit,
     usage: Effect.gen(function*() {
       const free = semaphore === undefined ? 0 : yield* semaphore.release(0)
-      return yield* step((state, now) => {
+      return yield* step(({ states }, now) => {
         let index = 0
         return limits.map((limit): RateLimiter.Usage => {
-          if (limit.timePeriod !== undefined) return state[index++]!.usage(now)
+          if (limit.timePeriod !== undefined) return states[index++]!.usage(now)
           const used = limit.limit - free
           return {
             type: limit.type,

@@ -18,6 +18,7 @@ import * as Pull from "effect/Pull"
 import * as Queue from "effect/Queue"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import * as Tracer from "effect/Tracer"
 import type * as ModelConfig from "../ModelConfig.ts"
 import * as ProviderProfile from "../ProviderProfile.ts"
@@ -93,6 +94,7 @@ export interface ModelQueue {
     options: QueueRequest.EstimateOptions<unknown>
   ) => Effect.Effect<Duration.Duration, QueueError.InvalidRequest | QueueError.RequestTooLarge>
   readonly info: Effect.Effect<QueueManager.QueueInfo>
+  readonly updateLimits: (rateLimiters: unknown) => Effect.Effect<void, QueueError.InvalidConfiguration>
   /** Refuses requests from now on; nobody is told yet. Several queues that close together stop before any tells. */
   readonly stop: (options: settings.ShutdownSettings) => void
   /** Stops, and ends when everything has ended, or at the deadline. Idempotent. */
@@ -170,11 +172,12 @@ const looksBehind = 8
 const resolution = 0.001
 
 export const make = Effect.fnUntraced(function*(
-  config: settings.Settings,
+  initial: settings.Settings,
   processor: Processor,
   limiters: (typeof RateLimiter.RateLimiter)["Service"],
   publish: (snapshot: () => Snapshot) => void
 ) {
+  let config = initial
   const { modelId } = config
   const context = Context.omit(Tracer.ParentSpan, requestContext.CurrentRequestContext)(yield* Effect.context())
   const clock = yield* Clock.Clock
@@ -206,11 +209,12 @@ export const make = Effect.fnUntraced(function*(
         Effect.logWarning(`The token estimator of model ${modelId} broke, the default stands in: ${problem}`)
       )
     })
-  const windows = config.limits.filter(({ timePeriod }) => timePeriod !== undefined).length
-  const tokenLimits = config.limits.filter(countsTokens).map((limit) => ({
-    limit,
-    meter: new tokenEstimator.ReservationMeter()
-  }))
+  const countWindows = (limits: ReadonlyArray<RateLimiter.Limit>) =>
+    limits.filter(({ timePeriod }) => timePeriod !== undefined).length
+  const meterTokens = (limits: ReadonlyArray<RateLimiter.Limit>) =>
+    limits.filter(countsTokens).map((limit) => ({ limit, meter: new tokenEstimator.ReservationMeter() }))
+  let windows = countWindows(config.limits)
+  let tokenLimits = meterTokens(config.limits)
   const gate = config.provider === undefined ? undefined : new ProviderGate(config.provider)
   /** Of attempts that succeeded, the later ones counting more. */
   const processing = { mean: 0, counted: 0 }
@@ -1139,7 +1143,9 @@ export const make = Effect.fnUntraced(function*(
       }
       if (admission.wait === Number.POSITIVE_INFINITY && onlyWaitersRun()) {
         const { by } = admission
-        const limit = [...config.limits, ...config.limitsOf(entry.tenant)].find((limit) => limit.type === by)!
+        const limit = [...config.limits, ...config.limitsOf(entry.tenant)].find((limit) => limit.type === by)
+        // The limits have changed since.
+        if (limit === undefined) return 0
         fail(
           entry,
           new QueueError.RequestTooLarge({
@@ -1258,6 +1264,53 @@ export const make = Effect.fnUntraced(function*(
       const released = yield* Effect.forkDetach(Scope.close(scope, Exit.void), { startImmediately: true })
       if (until > now()) yield* sleepUntilOr(until, Fiber.await(released))
     }))
+
+  // ---------------------------------------------------------------------------------------------------------------
+  // Other limits
+  // ---------------------------------------------------------------------------------------------------------------
+
+  /** What was guessed depends on the limits, and without any on tokens there is no guess. */
+  const estimateAgain = (entry: Entry): QueueError.SubmitError | undefined => {
+    const cost = costOf(entry.request!, [])
+    if ("_tag" in cost) return cost
+    if (entry.cost.guessed.input || entry.cost.guessed.output) scheduler.recount(entry, cost)
+    return undefined
+  }
+
+  const adoptLimits = (limits: ReadonlyArray<RateLimiter.Limit>) => {
+    config = { ...config, limits }
+    windows = countWindows(limits)
+    const before = tokenLimits
+    tokenLimits = meterTokens(limits).map((each) => {
+      const { timePeriod, type } = each.limit
+      const same = before.find(({ limit }) => limit.type === type && limit.timePeriod === timePeriod)
+      return same === undefined ? each : { limit: each.limit, meter: same.meter }
+    })
+    const refused: Array<readonly [Entry, QueueError.SubmitError]> = []
+    for (const list of [waiting, suspended]) {
+      for (let entry = list.first; entry !== undefined; entry = entry.next) {
+        const error = estimateAgain(entry)
+        if (error !== undefined) refused.push([entry, error])
+      }
+    }
+    scheduler.releaseAll()
+    wake()
+    for (const [entry, error] of refused) if (entry.state !== "dispatched") fail(entry, error)
+  }
+
+  /** One at a time: a limiter that is far away must not end up with other limits than the queue. */
+  const updating = Semaphore.makeUnsafe(1)
+
+  const updateLimits: ModelQueue["updateLimits"] = (rateLimiters) => {
+    const resolved = settings.resolveUpdate(rateLimiters, config)
+    if (!("limits" in resolved)) {
+      return Effect.fail(new QueueError.InvalidConfiguration({ modelId, problems: resolved }))
+    }
+    const { limits } = resolved
+    return updating.withPermit(
+      Effect.uninterruptible(Effect.map(limiter.update(limits), () => adoptLimits(limits)))
+    )
+  }
 
   // ---------------------------------------------------------------------------------------------------------------
   // Lookup
@@ -1468,6 +1521,7 @@ export const make = Effect.fnUntraced(function*(
       }),
       provider: gate?.info(now())
     })),
+    updateLimits,
     stop,
     close,
     shutdown: config.shutdown

@@ -96,6 +96,14 @@ export class Scheduler {
     if (tenant.waiting.peek() === undefined) this.leave(tenant)
   }
 
+  /** An entry costs something else from now on. */
+  recount(entry: Entry, cost: Entry["cost"]): void {
+    const tenant = entry.order === undefined ? undefined : this.tenants.get(entry.tenant)
+    if (tenant !== undefined) count(tenant, entry, -1)
+    entry.cost = cost
+    if (tenant !== undefined) count(tenant, entry, 1)
+  }
+
   /** The first in order of those that are not held. */
   peek(): Entry | undefined {
     return this.ready.peek()?.value.waiting.peek()?.value

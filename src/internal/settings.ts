@@ -659,6 +659,21 @@ const paramsChecker = (schema: Schema.Constraint | undefined): Settings["checkPa
   }
 }
 
+/** Other limits for a model, or everything that is wrong with them. */
+export const resolveUpdate = (
+  rateLimiters: unknown,
+  { provider, tenantLimits }: Settings
+): { readonly limits: ReadonlyArray<RateLimiter.Limit> } | ReadonlyArray<string> => {
+  const problems: Array<string> = []
+  const limits = resolveLimits({ rateLimiters } as ModelConfig.Limits, provider?.profile, problems)
+  if (
+    rateLimiters === "unlimited" && Array.from(tenantLimits?.byId.values() ?? []).some((each) => each.guaranteed > 0)
+  ) {
+    problems.push("rateLimiters: without limits there is nothing of which tenants are guaranteed a part")
+  }
+  return problems.length > 0 ? problems : { limits }
+}
+
 /** The settings of a model, or everything that is wrong with its configuration. */
 export const resolve = (
   modelId: string,

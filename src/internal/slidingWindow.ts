@@ -100,6 +100,33 @@ export class SlidingWindow {
     return true
   }
 
+  /** What is in the window, by date. */
+  entries(now: number): ReadonlyArray<{ readonly at: number; readonly amount: number }> {
+    this.expire(now)
+    const entries: Array<{ readonly at: number; readonly amount: number }> = []
+    for (let block: Block | undefined = this.head; block !== undefined; block = block.next) {
+      for (let i = block === this.head ? this.offset : 0; i < block.dates.length; i++) {
+        entries.push({ at: block.dates[i]! / 1e6, amount: block.amounts[i]! })
+      }
+    }
+    return entries
+  }
+
+  /** Says where a place is among the entries of now; `undefined` when it has left the window. */
+  indexes(now: number): (place: Place) => number | undefined {
+    this.expire(now)
+    const starts = new Map<Block, number>()
+    let start = -this.offset
+    for (let block: Block | undefined = this.head; block !== undefined; block = block.next) {
+      starts.set(block, start)
+      start += block.dates.length
+    }
+    return ({ block, index }) => {
+      const start = starts.get(block)
+      return start === undefined || start + index < 0 ? undefined : start + index
+    }
+  }
+
   /** The instant at which at least `amount` of what is in the window now has left it. */
   freedAt(amount: number): number {
     let remaining = amount

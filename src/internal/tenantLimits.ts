@@ -5,6 +5,7 @@
  */
 import type * as RateLimiter from "../RateLimiter.ts"
 import type { LimitState } from "./limitState.ts"
+import { type Generation, update } from "./limitUpdate.ts"
 
 export interface Tenant {
   /** The model's limits do not come in here: what is `Blocked` by these concerns this tenant only. */
@@ -14,17 +15,20 @@ export interface Tenant {
   running: number
   readonly guaranteed: number
   /** Its part of each of the model's windows; empty when nothing is guaranteed. */
-  readonly parts: ReadonlyArray<LimitState>
+  parts: ReadonlyArray<LimitState>
   /** All of the above that keep charges. */
-  readonly states: ReadonlyArray<LimitState>
+  generation: Generation
 }
+
+/** A part is counted as the limit is, and nobody but the provider corrects that. */
+const partOf = (limit: RateLimiter.Limit): RateLimiter.Limit => ({ ...limit, coldStart: false })
 
 /** Tenants that are looked at for each new one, so that those that are idle are forgotten. */
 const swept = 2
 
 export class TenantLimits {
   private readonly tenants: RateLimiter.Tenants
-  private readonly windows: ReadonlyArray<RateLimiter.Limit>
+  private windows: ReadonlyArray<RateLimiter.Limit>
   private readonly makeState: (limit: RateLimiter.Limit, now: number) => LimitState
   private readonly known = new Map<string | undefined, Tenant>()
   private readonly guaranteed: Array<Tenant> = []
@@ -55,20 +59,28 @@ export class TenantLimits {
     const { guaranteed, limits } = (id === undefined ? undefined : this.tenants.byId.get(id))
       ?? { limits: this.tenants.others, guaranteed: 0 }
     const own = limits.flatMap((limit) => limit.timePeriod === undefined ? [] : [this.makeState(limit, now)])
-    // A part is counted as the limit is, and nobody but the provider corrects that.
-    const parts = guaranteed === 0
-      ? []
-      : this.windows.map((limit) => this.makeState({ ...limit, coldStart: false }, now))
+    const parts = guaranteed === 0 ? [] : this.windows.map((limit) => this.makeState(partOf(limit), now))
     const tenant: Tenant = {
       own,
       concurrent: limits.find(({ type }) => type === "concurrent")?.limit ?? Number.POSITIVE_INFINITY,
       running: 0,
       guaranteed,
       parts,
-      states: [...own, ...parts]
+      generation: { states: [...own, ...parts], next: undefined }
     }
     this.known.set(id, tenant)
     return tenant
+  }
+
+  /** Other limits of the model: what each tenant has used of its part counts on. */
+  update(windows: ReadonlyArray<RateLimiter.Limit>, now: number): void {
+    this.windows = windows
+    for (const tenant of this.guaranteed) {
+      // Its own limits come first, so they continue themselves.
+      const limits = [...tenant.own.map(({ limit }) => limit), ...windows.map(partOf)]
+      tenant.generation = update(tenant.generation, limits, (limit) => this.makeState(limit, now), now)
+      tenant.parts = tenant.generation.states.slice(tenant.own.length)
+    }
   }
 
   /** What must be left of a window for others when a tenant takes `amount`; nothing if that is its own part. */
@@ -100,7 +112,7 @@ export class TenantLimits {
       if (left-- === 0) return
       this.known.delete(id)
       const isIdle = tenant.running === 0 && tenant.guaranteed === 0 &&
-        tenant.states.every((state) => state.isIdle(now))
+        tenant.generation.states.every((state) => state.isIdle(now))
       if (!isIdle) this.known.set(id, tenant)
     }
   }

@@ -19,12 +19,14 @@ export interface Seen {
   readonly amounts: Array<number>
   /** Date of each charge; `undefined` while it is held. */
   readonly dates: Array<number | undefined>
+  /** Whether any limit was charged for it. */
+  charged: boolean
   settled: boolean
   /** How it may have ended; the first cause wins, and what coincides with it may too. */
   readonly ends: Array<{ readonly at: number; readonly end: End }>
 }
 
-export type End = "completed" | "failed" | "died" | "timedOut" | "cancelled"
+export type End = "completed" | "failed" | "died" | "timedOut" | "cancelled" | "tooLarge"
 
 const charge = (type: RateLimiter.Type, { inputTokens, outputTokens }: RateLimiter.Tokens): number =>
   type === "itpm"
@@ -40,11 +42,14 @@ export class Checker {
   /** Everything that happened, for the message of a failure. */
   readonly log: Array<string> = []
   readonly seen: ReadonlyArray<Seen>
-  readonly limits: ReadonlyArray<LimitPlan>
+  limits: ReadonlyArray<LimitPlan>
+  /** Before this time nothing is known of what each limit was charged. */
+  private knownSince: ReadonlyArray<number>
   private sequence = 0
 
   constructor(limits: ReadonlyArray<LimitPlan>, requests: ReadonlyArray<RequestPlan>) {
     this.limits = limits
+    this.knownSince = limits.map(() => Number.NEGATIVE_INFINITY)
     this.seen = requests.map((plan) => ({
       plan,
       arrivedAt: undefined,
@@ -54,6 +59,7 @@ export class Checker {
       endedAt: undefined,
       amounts: [],
       dates: [],
+      charged: false,
       settled: false,
       ends: []
     }))
@@ -167,6 +173,7 @@ export class Checker {
     if (misfits.length > 0) this.problem(at, `OVER: ${plan.id} is dispatched with ${misfits.join(", ")}`)
     request.state = "running"
     request.dispatchedAt = at
+    request.charged = this.limits.some(({ type }) => type !== "concurrent")
     for (const [index, limit] of this.limits.entries()) {
       request.amounts[index] = charge(limit.type, plan.tokens)
       request.dates[index] = limit.chargedAt === "dispatch" ? at : undefined
@@ -186,7 +193,7 @@ export class Checker {
   settle(request: Seen, at: number, usage: ModelConfig.Usage): RateLimiter.Settlement | "refused" {
     if (request.dispatchedAt === undefined) return "refused"
     if (request.settled) return "alreadySettled"
-    let open = this.limits.every(({ type }) => type === "concurrent")
+    let open = !request.charged || this.limits.every(({ type }) => type === "concurrent")
     for (const [index, limit] of this.limits.entries()) {
       if (limit.type === "concurrent") continue
       const date = request.dates[index]
@@ -198,6 +205,60 @@ export class Checker {
     if (!open) return "expired"
     request.settled = true
     return "settled"
+  }
+
+  /**
+   * Other limits. A limit with the same window as the one before of its type keeps what that has. Any other begins with
+   * what the limit has that counts the same and knows most: its own, if that knows no less.
+   */
+  update(limits: ReadonlyArray<LimitPlan>, at: number): void {
+    this.note(at, `limits ${JSON.stringify(limits)}`)
+    const before = this.limits
+    const taken = new Set<LimitPlan>()
+    const own = new Map<LimitPlan, LimitPlan>()
+    for (const isSame of [(a: LimitPlan, b: LimitPlan) => a.timePeriod === b.timePeriod, () => true]) {
+      for (const limit of limits) {
+        const old = before.find((old) => old.type === limit.type && !taken.has(old) && isSame(old, limit))
+        if (old === undefined || own.has(limit)) continue
+        own.set(limit, old)
+        taken.add(old)
+      }
+    }
+    const kind = ({ type }: LimitPlan) => type === "rpd" ? "rpm" : type === "tpd" ? "tpm" : type
+    const sources = limits.map((limit) => {
+      const mine = own.get(limit)
+      if (mine !== undefined && mine.timePeriod === limit.timePeriod && mine.margin === limit.margin) return mine
+      const since = (old: LimitPlan) =>
+        Math.max(
+          at - this.length(limit),
+          at - this.length(old),
+          this.knownSince[before.indexOf(old)]!
+        )
+      const others = before.filter((old) => old !== mine && kind(old) === kind(limit))
+      const all = mine === undefined ? others : [mine, ...others]
+      return all.find((old) => all.every((other) => since(old) <= since(other)))
+    })
+    for (const { amounts, dates, dispatchedAt } of this.seen) {
+      if (dispatchedAt === undefined) continue
+      const carried = sources.map((source) => {
+        const index = source === undefined ? -1 : before.indexOf(source)
+        const date = dates[index]
+        const counts = source !== undefined && (date === undefined || date + this.length(source) > at)
+        return counts ? { amount: amounts[index]!, date } : { amount: 0, date: Number.NEGATIVE_INFINITY }
+      })
+      amounts.splice(0, amounts.length, ...carried.map(({ amount }) => amount))
+      dates.splice(0, dates.length, ...carried.map(({ date }) => date))
+    }
+    this.knownSince = sources.map((source) =>
+      source === undefined
+        ? at
+        : Math.max(at - this.length(source), this.knownSince[before.indexOf(source)]!)
+    )
+    this.limits = limits
+    for (const request of this.seen) {
+      if (request.state !== "waiting" || !this.isTooLarge(request.plan)) continue
+      if (this.deadline(request) > at) this.abort(request, at, "tooLarge")
+    }
   }
 
   /** Somebody ends it, whether it waits or runs. */

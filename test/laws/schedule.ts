@@ -69,6 +69,10 @@ export interface Schedule {
   /** Whether the model reads the usage of its results. */
   readonly usage: boolean
   readonly requests: ReadonlyArray<RequestPlan>
+  /** Other limits, so long after a request's arrival. */
+  readonly updates: ReadonlyArray<
+    { readonly request: number; readonly delay: number; readonly limits: ReadonlyArray<LimitPlan> }
+  >
 }
 
 const types: ReadonlyArray<RateLimiter.Type> = ["rpm", "rpd", "tpm", "tpd", "itpm", "otpm", "concurrent"]
@@ -87,11 +91,8 @@ export const make = (seed: number): Schedule => {
   }
 
   const base = pick(periods)
-  const limits: Array<LimitPlan> = []
-  const count = between(1, 4)
   const chargedAt = chance(0.4) ? pick(["dispatch", "completion", "production"] as const) : undefined
-  while (limits.length < count) {
-    const type = pick(types)
+  const draw = (type: RateLimiter.Type): LimitPlan => {
     const timePeriod = type === "concurrent"
       ? 0
       : chance(0.5)
@@ -99,13 +100,12 @@ export const make = (seed: number): Schedule => {
       : chance(0.7)
       ? base * between(2, 6)
       : pick(periods)
-    if (limits.some((other) => other.type === type && other.timePeriod === timePeriod)) continue
     const counts = type === "rpm" || type === "rpd"
       ? between(1, 6)
       : type === "concurrent"
       ? between(1, 4)
       : between(1, 80)
-    limits.push({
+    return {
       type,
       limit: counts,
       timePeriod,
@@ -113,8 +113,15 @@ export const make = (seed: number): Schedule => {
       chargedAt: type === "concurrent"
         ? "dispatch"
         : chargedAt ?? pick(["dispatch", "dispatch", "completion", "production"] as const)
-    })
+    }
   }
+  const distinct = (limits: ReadonlyArray<LimitPlan>): ReadonlyArray<LimitPlan> =>
+    limits.filter(({ timePeriod, type }, index) =>
+      index === limits.findIndex((other) => other.type === type && other.timePeriod === timePeriod)
+    )
+  const count = between(1, 4)
+  let limits: ReadonlyArray<LimitPlan> = []
+  while (limits.length < count) limits = distinct([...limits, draw(pick(types))])
 
   const most = (kinds: ReadonlyArray<RateLimiter.Type>) =>
     limits.reduce((least, { limit, type }) => kinds.includes(type) ? Math.min(least, limit) : least, ample)
@@ -171,5 +178,19 @@ export const make = (seed: number): Schedule => {
         : undefined
     })
   }
-  return { seed, limits, capacity, usage: chance(0.6), requests }
+  const updates: Array<Schedule["updates"][number]> = []
+  let current = limits
+  for (let i = chance(0.5) ? between(1, 5) : 0; i > 0; i--) {
+    const changed = current.flatMap((limit): ReadonlyArray<LimitPlan> => {
+      if (chance(0.1)) return []
+      if (chance(0.2)) return [limit]
+      const other = draw(limit.type)
+      if (chance(0.5)) return [{ ...limit, limit: other.limit }]
+      return [{ ...other, chargedAt: chance(0.8) ? limit.chargedAt : other.chargedAt }]
+    })
+    current = distinct([...changed, ...(chance(0.4) || changed.length === 0 ? [draw(pick(types))] : [])])
+    if (chance(0.2)) current = current.toReversed()
+    updates.push({ request: between(0, size - 1), delay: span(base), limits: current })
+  }
+  return { seed, limits, capacity, usage: chance(0.6), requests, updates }
 }

@@ -35,10 +35,15 @@ const endOf = (cause: Cause.Cause<string | QueueError.SubmitError>): End => {
       return "timedOut"
     case "RequestCancelled":
       return "cancelled"
+    case "RequestTooLarge":
+      return "tooLarge"
     default:
       return "died"
   }
 }
+
+const configs = (limits: Schedule["limits"]) =>
+  limits.map((limit) => limit.type === "concurrent" ? { type: limit.type, limit: limit.limit } : limit)
 
 export const simulate = Effect.fnUntraced(function*(schedule: Schedule) {
   const clock = yield* Clock.Clock
@@ -65,9 +70,7 @@ export const simulate = Effect.fnUntraced(function*(schedule: Schedule) {
   const manager = Context.get(services, QueueManager.QueueManager)
 
   const model = ModelConfig.makeUntyped<number, Result, string>("model", {
-    rateLimiters: schedule.limits.map((limit) =>
-      limit.type === "concurrent" ? { type: limit.type, limit: limit.limit } : limit
-    ),
+    rateLimiters: configs(schedule.limits),
     capacity: schedule.capacity,
     bypass: 0,
     failEarly: false,
@@ -180,6 +183,13 @@ export const simulate = Effect.fnUntraced(function*(schedule: Schedule) {
     ).pipe(Effect.andThen(plan.uninterruptible ? Effect.uninterruptible(work) : work))
   }
 
+  const update = (limits: Schedule["limits"]): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      checker.expire(now())
+      checker.update(limits, now())
+      return Effect.orDie(manager.updateRateLimiters(model, configs(limits)))
+    })
+
   const submit = (request: Seen): Effect.Effect<void> =>
     Effect.gen(function*() {
       const { plan } = request
@@ -194,6 +204,9 @@ export const simulate = Effect.fnUntraced(function*(schedule: Schedule) {
         processingTimeout: plan.processingTimeout
       })
       checker.arrive(request, now())
+      for (const { delay, limits, request: index } of schedule.updates) {
+        if (seen[index] === request) later(now() + delay, update(limits))
+      }
       const tooLarge = checker.isTooLarge(plan)
       if (tooLarge) request.state = "refused"
       after(request, "arrival", now())
@@ -249,7 +262,7 @@ export const simulate = Effect.fnUntraced(function*(schedule: Schedule) {
     expect("running", info.running, checker.running())
     expect("the number that wait", info.depth + info.suspended, seen.filter(({ state }) => state === "waiting").length)
     expect("room left unused", info.suspended > 0 && info.depth < info.capacity, false)
-    for (const [index, { limit, type }] of schedule.limits.entries()) {
+    for (const [index, { limit, type }] of checker.limits.entries()) {
       const usage = info.rateLimiters[index]!
       const used = checker.used(index, at)
       expect(`used of ${type}`, usage.used, used)

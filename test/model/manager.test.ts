@@ -9,7 +9,17 @@ import { Clock, Context, Effect, Exit, Fiber, Latch, Layer, Scope, Stream } from
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import * as random from "./random.ts"
-import { errorOf, objection, type Options, type Plan, Reference, type Request, type Step, tagOf } from "./reference.ts"
+import {
+  errorOf,
+  type Limits,
+  objection,
+  type Options,
+  type Plan,
+  Reference,
+  type Request,
+  type Step,
+  tagOf
+} from "./reference.ts"
 
 const firstSeed = Number(process.env["SEED"] ?? 1)
 const runs = Number(process.env["RUNS"] ?? 800)
@@ -80,15 +90,19 @@ const makeOptions = (choose: random.Random): Options => ({
   readsUsage: choose.chance(0.3)
 })
 
-const makeModel = (name: string, { limits, ...options }: Options): Model => {
+const rateLimitersOf = (limits: Limits) => {
   const timePeriod = limits.period
   const rateLimiters = [
     ...(limits.concurrent === undefined ? [] : [RateLimiter.concurrent(limits.concurrent)]),
     ...(limits.requests === undefined ? [] : [RateLimiter.rpm(limits.requests, { timePeriod })]),
     ...(limits.tokens === undefined ? [] : [RateLimiter.tpm(limits.tokens, { timePeriod })])
   ]
-  return ModelConfig.makeUntyped<Plan, Result, string>(name, {
-    rateLimiters: rateLimiters.length === 0 ? "unlimited" : rateLimiters,
+  return rateLimiters.length === 0 ? "unlimited" : rateLimiters
+}
+
+const makeModel = (name: string, { limits, ...options }: Options): Model =>
+  ModelConfig.makeUntyped<Plan, Result, string>(name, {
+    rateLimiters: rateLimitersOf(limits),
     capacity: options.capacity,
     bypass: 0,
     failEarly: false,
@@ -97,7 +111,6 @@ const makeModel = (name: string, { limits, ...options }: Options): Model => {
     usage: options.readsUsage ? (result) => result.usage : undefined,
     shutdown: { policy: "drain", deadline: 7000 }
   })
-}
 
 const start = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkDetach(effect, { startImmediately: true })
 
@@ -460,8 +473,26 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     }
   })
 
+  /** Other numbers; what was sent before counts on. */
+  const updateLimits = Effect.gen(function*() {
+    const name = choose.pick(names)
+    const reference = live.get(name)?.reference
+    if (reference === undefined) return
+    const { concurrent, period, requests, tokens } = reference.options.limits
+    const limits = {
+      concurrent: concurrent && choose.pick([1, 2, 3]),
+      requests: requests && choose.pick([1, 2, 5]),
+      tokens: tokens && choose.pick([400, 1000, 2000]),
+      period
+    }
+    trace.push(`update ${name} ${JSON.stringify(limits)}`)
+    reference.options.limits = limits
+    yield* manager.updateRateLimiters(name, rateLimitersOf(limits))
+  })
+
   const operation = Effect.gen(function*() {
-    const kind = choose.int(0, 99)
+    const kind = choose.int(0, 102)
+    if (kind >= 100) return yield* updateLimits
     if (kind < 38) return yield* submitOne
     if (kind < 68) {
       const millis = choose.pick([0, 1, choose.int(1, 500), choose.int(1, 5000), choose.int(1, 70_000)])

@@ -24,7 +24,7 @@ export interface Plan {
   readonly usage: Tokens
 }
 
-interface Limits {
+export interface Limits {
   readonly concurrent: number | undefined
   readonly requests: number | undefined
   readonly tokens: number | undefined
@@ -32,7 +32,8 @@ interface Limits {
 }
 
 export interface Options {
-  readonly limits: Limits
+  /** Others after an update. */
+  limits: Limits
   readonly capacity: number
   readonly strategy: "suspend" | "reject" | "dropOldest"
   readonly retainCount: number
@@ -110,6 +111,8 @@ export class Reference {
   counts = { completed: 0, failed: 0, cancelled: 0 }
   closing = false
   private acceptances = 0
+  /** Taken when it was last looked at. */
+  private permits = 0
 
   readonly name: string
   readonly options: Options
@@ -238,9 +241,15 @@ export class Reference {
         return must(!wasDispatched && this.options.strategy === "dropOldest", () => at("dropped"))
       case "QueueShutdown":
         return must(this.closing, () => at("not closing"))
+      case "RequestTooLarge":
+        return must(!wasDispatched && this.isTooLarge(request), () => at("it fits"))
       default:
         return objection(at(`unexpected ${String(error)}`))
     }
+  }
+
+  isTooLarge({ tokens }: Request): boolean {
+    return tokens.inputTokens + tokens.outputTokens > (this.options.limits.tokens ?? Number.POSITIVE_INFINITY)
   }
 
   // What submitters and other callers hear --------------------------------------------------------------------------
@@ -256,12 +265,11 @@ export class Reference {
     }
     if (request.status === "submitted") {
       request.status = "refused"
-      const tokens = request.tokens.inputTokens + request.tokens.outputTokens
       switch (tagOf(error)) {
         case "InvalidRequest":
           return must(request.malformed, () => at("it is well formed"))
         case "RequestTooLarge":
-          return must(tokens > (this.options.limits.tokens ?? Number.POSITIVE_INFINITY), () => at("it fits"))
+          return must(this.isTooLarge(request), () => at("it fits"))
         case "QueueShutdown":
         case "ModelNotRegistered":
           return must(this.closing, () => at("not closing"))
@@ -383,12 +391,17 @@ export class Reference {
       else if (usage.type === "tpm") must(usage.used === used.tokens, () => at(`expected ${used.tokens} tokens`))
       else {
         free = usage.limit - usage.used
-        must(free >= 0, () => at("too many permits"))
+        // A lower limit takes nobody's permit, and gives none.
+        must(free >= 0 || usage.used <= this.permits, () => at("too many permits"))
+        this.permits = usage.used
         const nested = this.alive.filter((request) => request.nested).length
         must(usage.used <= this.alive.length && usage.used >= this.alive.length - nested, () => at("permits"))
       }
     }
-    // Nothing that could go is waiting.
+    // Nothing that could go is waiting, and nothing that never could.
+    for (const request of [...this.waiting, ...suspended]) {
+      must(!this.isTooLarge(request), () => at(`${request.id} is too large`))
+    }
     const fits = (request: Request) =>
       used.requests + 1 <= (limits.requests ?? Number.POSITIVE_INFINITY)
       && used.tokens + request.tokens.inputTokens + request.tokens.outputTokens

@@ -7,7 +7,7 @@ import {
   QueueManager,
   QueueRequest,
   type QueueResponse,
-  type RateLimiter
+  RateLimiter
 } from "effect-llm-queue"
 import { describe, expect, test } from "tstyche"
 
@@ -364,6 +364,11 @@ describe("the other methods", () => {
         QueueError.ModelNotRegistered | QueueError.RequestNotFound | QueueError.InvalidRequest
       >
     >()
+    expect(manager.updateRateLimiters(Gpt4, [RateLimiter.rpm(1)])).type.toBe<
+      Effect.Effect<void, QueueError.ModelNotRegistered | QueueError.InvalidConfiguration>
+    >()
+    expect(manager.updateRateLimiters).type.toBeCallableWith("gpt-4", "unlimited")
+    expect(manager.updateRateLimiters).type.not.toBeCallableWith("gpt-4", "none")
     expect(manager.shutdownAll({ policy: "interrupt", deadline: "1 second" })).type.toBe<Effect.Effect<void>>()
     expect(manager.events).type.toBe<Stream.Stream<QueueResponse.QueueResponse<unknown, unknown>>>()
   })

@@ -1,4 +1,4 @@
-import type { Mark, Meter } from "./meter.ts"
+import type { Mark, Meter, Remembered } from "./meter.ts"
 
 /** Charges on their way that are kept apart. Above it, those closer than margin / 4096 share the later arrival. */
 const exactPending = 4096
@@ -74,7 +74,7 @@ const roundUp = (millis: number): number => Math.max(millis, Math.ceil(millis * 
  */
 export class BucketMeter implements Meter {
   capacity = 0
-  private readonly margin: number
+  private margin: number
   private burst = 0
   private rate = 0
   /** More than what the rounding of sums comes to, and nothing to a server: it is refilled in a moment. */
@@ -164,10 +164,15 @@ export class BucketMeter implements Meter {
     this.advance(now)
     this.cold = false
     this.surplus = 0
-    if (this.margin === 0) {
+    if (this.margin === 0 && this.first === undefined) {
       return mark({ amount, arrival: { at: now, amount: 0, next: undefined, deficit: this.debit(amount) } })
     }
-    return mark({ amount, arrival: this.send(amount, this.at + this.margin) })
+    // A margin that was larger before may have left something that arrives later.
+    return mark({ amount, arrival: this.send(amount, Math.max(this.at + this.margin, this.last?.at ?? 0)) })
+  }
+
+  replay({ amount, at }: Remembered, _now: number): Mark {
+    return this.charge(amount, at)
   }
 
   landed(mark: Mark, now: number): void {
@@ -219,8 +224,9 @@ export class BucketMeter implements Meter {
   }
 
   /** Another bucket from now on. What is in it stays, as far as it has room. */
-  reshape(burst: number, rate: number, headroom: number, now: number): void {
+  reshape(burst: number, rate: number, headroom: number, now: number, margin = this.margin): void {
     this.advance(now)
+    this.margin = margin
     const level = this.capacity - this.deficit + this.surplus
     this.shape(burst, rate, headroom)
     const more = this.capacity - this.deficit - level

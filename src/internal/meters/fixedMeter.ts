@@ -1,6 +1,6 @@
 import * as DateTime from "effect/DateTime"
 import * as Option from "effect/Option"
-import { type Mark, type Meter, tolerance } from "./meter.ts"
+import { type History, type Mark, type Meter, type Remembered, tolerance } from "./meter.ts"
 
 const day = 86_400_000
 
@@ -20,6 +20,16 @@ interface Tally {
   sum: number
   /** The part of the sum that others have used. */
   phantom: number
+}
+
+/** What counts in no window. */
+const gone: Tally = {
+  start: Number.NEGATIVE_INFINITY,
+  end: Number.NEGATIVE_INFINITY,
+  guard: false,
+  last: Number.NEGATIVE_INFINITY,
+  sum: 0,
+  phantom: 0
 }
 
 // The two places where an opaque mark is made and read back.
@@ -154,6 +164,34 @@ export class FixedMeter implements Meter {
     const tally = this.tally(this.wallNow(), now)
     tally.sum += amount
     return mark(tally)
+  }
+
+  replay({ amount, at, others }: Remembered, now: number): Mark {
+    const wall = this.wallNow()
+    // What was sent within a margin before the window may be counted in it.
+    if (at < this.since(now) - this.margin) return mark(gone)
+    const tally = this.tally(wall, now)
+    tally.sum += amount
+    tally.phantom += others
+    return mark(tally)
+  }
+
+  history(now: number): History {
+    this.wallNow()
+    const tallies = this.tallies.filter((tally) => this.counts(tally, now)).toSorted((a, b) => a.last - b.last)
+    return {
+      entries: tallies.map(({ last, phantom, sum }) => ({ at: last, amount: sum, others: phantom })),
+      find: (mark) => {
+        const index = tallies.indexOf(own(mark))
+        return index < 0 ? undefined : index
+      }
+    }
+  }
+
+  /** When the window began. */
+  since(now: number): number {
+    const wall = this.wallNow()
+    return now - (wall - this.window.start)
   }
 
   landed(_mark: Mark, _now: number): void {}

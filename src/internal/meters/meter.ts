@@ -13,6 +13,24 @@ export interface Mark {
   readonly "~effect-llm-queue/Mark": true
 }
 
+/** What a meter remembers of a charge, or of several together. */
+export interface Remembered {
+  /** Its date, or a later one. */
+  readonly at: number
+  readonly amount: number
+  /** The part of it that others have used. */
+  readonly others: number
+}
+
+/** What a meter remembers, by date. */
+export interface History {
+  readonly entries: ReadonlyArray<Remembered>
+  /** Which of the entries a charge is part of; `undefined` when it no longer matters. */
+  readonly find: (mark: Mark) => number | undefined
+  /** Whether nothing can be found: it knows what was charged when, but not by whom. */
+  readonly isAnonymous?: boolean | undefined
+}
+
 export interface Meter {
   /** The most that is available, ever: what is available when nothing is used. */
   readonly capacity: number
@@ -35,6 +53,8 @@ export interface Meter {
   through(ahead: number, amount: number, held: number, now: number): number
   /** Dates a charge now. It is never refused: what does not fit is debt. */
   charge(amount: number, now: number): Mark
+  /** A charge that another meter remembers. They come by date, and before all charges of this meter's own. */
+  replay(entry: Remembered, now: number): Mark
   /** The request of a charge has ended, or has been answered: the provider has counted it by now. */
   landed(mark: Mark, now: number): void
   /** Changes a dated charge. `false` when it no longer matters and nothing changed. */

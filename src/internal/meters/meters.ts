@@ -4,7 +4,7 @@
 import type * as RateLimiter from "../../RateLimiter.ts"
 import { BucketMeter } from "./bucketMeter.ts"
 import { FixedMeter } from "./fixedMeter.ts"
-import type { Mark, Meter } from "./meter.ts"
+import type { History, Mark, Meter, Remembered } from "./meter.ts"
 import { SlidingMeter } from "./slidingMeter.ts"
 
 /** What a limit charges for one request. */
@@ -14,13 +14,18 @@ export interface Sent {
   counted: ReadonlyArray<Mark> | undefined
   /** Of the meters that only spread requests, which it meets when it is sent. */
   readonly paced: ReadonlyArray<Mark>
+  /**
+   * Where a charge was carried over from a bucket: this much of it counts at dates of which nothing is known, and cannot
+   * be given back.
+   */
+  readonly least?: number | undefined
 }
 
 /**
  * A limit: something fits when it fits all of its meters. What is used, and what a provider says, is about the first
  * one that counts; the others only slow down.
  */
-export interface LimitMeter extends Omit<Meter, "charge" | "adjust" | "landed"> {
+export interface LimitMeter extends Omit<Meter, "charge" | "adjust" | "landed" | "replay"> {
   /** The limit's own, and that of its quantum. */
   readonly counting: readonly [Meter, ...ReadonlyArray<Meter>]
   readonly pacing: ReadonlyArray<Meter>
@@ -37,6 +42,14 @@ export interface LimitMeter extends Omit<Meter, "charge" | "adjust" | "landed"> 
   adjust(sent: Sent, by: number, now: number): boolean
   /** Another limit from now on, in the same period. */
   setLimit(limit: number, now: number): void
+  /** The numbers of another configuration, of which `isSameShape` holds. `setLimit` has to follow. */
+  configure(limit: RateLimiter.Limit): void
+  /** What it remembers. */
+  history(now: number): History
+  /** When what it remembers began. */
+  since(now: number): number
+  /** A charge that another meter remembers. */
+  replay(entry: Remembered, now: number): Sent
   /**
    * At most `unseen` of what others have been seen to use has ended since: the rest, which is returned, is so still.
    * Windows only.
@@ -45,6 +58,16 @@ export interface LimitMeter extends Omit<Meter, "charge" | "adjust" | "landed"> 
   /** The provider has told its state: ends the cold start. */
   warm(now: number): void
 }
+
+/** Whether one limit can follow another on the same meters, with other numbers. */
+export const isSameShape = (a: RateLimiter.Limit, b: RateLimiter.Limit): boolean =>
+  a.algorithm === b.algorithm && a.quantum === b.quantum && (
+    (a.algorithm === "tokenBucket" && a.quantum === undefined)
+    || (a.timePeriod === b.timePeriod && a.margin === b.margin
+      && (a.algorithm !== "fixedWindow" || a.timeZone === b.timeZone))
+  )
+
+const unpaced = { margin: () => 0, headroom: () => 0 }
 
 /** Paces the first `length` milliseconds of a limit about whose earlier use nothing is known. */
 class ColdStart implements Meter {
@@ -82,6 +105,10 @@ class ColdStart implements Meter {
     return this.pace.charge(amount, now)
   }
 
+  replay({ amount }: Remembered, now: number): Mark {
+    return this.pace.charge(amount, now)
+  }
+
   landed(mark: Mark, now: number): void {
     this.pace.landed(mark, now)
   }
@@ -99,22 +126,58 @@ class ColdStart implements Meter {
   }
 }
 
+/**
+ * What was charged when, for as long as four periods at least: a bucket does not remember it, and windows that follow
+ * one have to know. What is given back stays in it.
+ */
+class Log {
+  readonly entries: Array<{ at: number; amount: number; readonly others: number }> = []
+  /** When what it remembers began. */
+  since = Number.NEGATIVE_INFINITY
+  private readonly resolution: number
+  private began = Number.NEGATIVE_INFINITY
+
+  constructor(period: number) {
+    this.resolution = period / 512
+  }
+
+  add(amount: number, now: number): void {
+    const last = this.entries.at(-1)
+    if (last !== undefined && now - this.began < this.resolution) {
+      last.at = now
+      last.amount += amount
+      return
+    }
+    if (this.entries.length === 4096) {
+      this.since = this.entries[2047]!.at
+      this.entries.splice(0, 2048)
+    }
+    this.began = now
+    this.entries.push({ at: now, amount, others: 0 })
+  }
+}
+
 class All implements LimitMeter {
   readonly counting: LimitMeter["counting"]
   readonly pacing: ReadonlyArray<Meter>
   readonly setLimit: LimitMeter["setLimit"]
+  readonly configure: LimitMeter["configure"]
   readonly confirmOthers: LimitMeter["confirmOthers"]
   readonly warm: LimitMeter["warm"]
+  private readonly log: Log | undefined
   private readonly widen: (amount: number, now: number) => void
 
   constructor(
-    options: Pick<LimitMeter, "counting" | "pacing" | "setLimit" | "confirmOthers" | "warm"> & {
+    options: Pick<LimitMeter, "counting" | "pacing" | "setLimit" | "configure" | "confirmOthers" | "warm"> & {
       readonly widen: (amount: number, now: number) => void
+      readonly log: Log | undefined
     }
   ) {
+    this.log = options.log
     this.counting = options.counting
     this.pacing = options.pacing
     this.setLimit = options.setLimit
+    this.configure = options.configure
     this.confirmOthers = options.confirmOthers
     this.warm = options.warm
     this.widen = options.widen
@@ -159,6 +222,7 @@ class All implements LimitMeter {
   }
 
   date(sent: Sent, now: number): void {
+    this.log?.add(sent.amount, now)
     sent.counted = this.counting.map((meter) => meter.charge(sent.amount, now))
   }
 
@@ -168,17 +232,40 @@ class All implements LimitMeter {
     return sent
   }
 
+  history(now: number): History {
+    const [own] = this.counting
+    if (own instanceof SlidingMeter || own instanceof FixedMeter) return own.history(now)
+    return { entries: this.log?.entries ?? [], find: () => undefined, isAnonymous: true }
+  }
+
+  since(now: number): number {
+    const [own] = this.counting
+    if (own instanceof SlidingMeter) return now - own.length
+    return own instanceof FixedMeter ? own.since(now) : this.log?.since ?? now
+  }
+
+  replay(entry: Remembered, now: number): Sent {
+    this.log?.add(entry.amount, entry.at)
+    return {
+      amount: entry.amount,
+      counted: this.counting.map((meter) => meter.replay(entry, now)),
+      paced: this.pacing.map((meter) => meter.replay(entry, now))
+    }
+  }
+
   landed({ counted = [], paced }: Sent, now: number): void {
     for (let i = 0; i < counted.length; i++) this.counting[i]!.landed(counted[i]!, now)
     for (let i = 0; i < paced.length; i++) this.pacing[i]!.landed(paced[i]!, now)
   }
 
-  adjust(sent: Sent, by: number, now: number): boolean {
-    const { counted, paced } = sent
+  adjust(sent: Sent, change: number, now: number): boolean {
+    const { counted, least, paced } = sent
+    const by = least === undefined ? change : Math.max(change, least - sent.amount)
     let changed = counted === undefined
     sent.amount += by
     for (let i = 0; i < paced.length; i++) this.pacing[i]!.adjust(paced[i]!, by, now)
     if (counted === undefined) return changed
+    if (by > 0) this.log?.add(by, now)
     for (let i = 0; i < counted.length; i++) {
       if (this.counting[i]!.adjust(counted[i]!, by, now)) changed = true
     }
@@ -204,9 +291,10 @@ class All implements LimitMeter {
  *
  * `wall` is read in milliseconds since the epoch, and only for fixed windows.
  */
-export const make = (limit: RateLimiter.Limit, wall: () => number, now: number): LimitMeter => {
+export const make = (initial: RateLimiter.Limit, wall: () => number, now: number): LimitMeter => {
+  let limit = initial
+  const { algorithm, coldStart, margin, quantum } = limit
   const period = limit.timePeriod!
-  const { algorithm, coldStart, headroom, margin, quantum } = limit
   const counting: Array<Meter> = []
   const pacing: Array<Meter> = []
   const setters: Array<(limit: number, now: number) => void> = []
@@ -220,25 +308,27 @@ export const make = (limit: RateLimiter.Limit, wall: () => number, now: number):
 
   const bucket = (
     burst: (limit: number) => number,
-    options: { readonly margin: number; readonly headroom: number; readonly cold: boolean }
+    options: { readonly margin: () => number; readonly headroom: () => number; readonly cold: boolean }
   ) => {
-    const rate = (limit: number) => limit / period
+    const rate = (each: number) => each / limit.timePeriod!
     const meter = new BucketMeter({
       burst: burst(limit.limit),
       rate: rate(limit.limit),
-      margin: options.margin,
-      headroom: options.headroom * rate(limit.limit),
+      margin: options.margin(),
+      headroom: options.headroom() * rate(limit.limit),
       initialLevel: options.cold ? 0 : undefined,
       cold: options.cold,
       now
     })
-    setters.push((limit, now) => meter.reshape(burst(limit), rate(limit), options.headroom * rate(limit), now))
+    setters.push((each, now) =>
+      meter.reshape(burst(each), rate(each), options.headroom() * rate(each), now, options.margin())
+    )
     buckets.push(meter)
     return meter
   }
 
   let largest = 1
-  const secondsRefill = (limit: number) => Math.max(1, limit / period * (1000 - margin))
+  const secondsRefill = (each: number) => Math.max(1, each / limit.timePeriod! * (1000 - limit.margin))
   let current = limit.limit
 
   switch (algorithm) {
@@ -246,7 +336,11 @@ export const make = (limit: RateLimiter.Limit, wall: () => number, now: number):
       sliding((limit) => limit, period)
       break
     case "tokenBucket":
-      counting.push(bucket((each) => limit.burst ?? each, { margin, headroom, cold: coldStart }))
+      counting.push(bucket((each) => limit.burst ?? each, {
+        margin: () => limit.margin,
+        headroom: () => limit.headroom,
+        cold: coldStart
+      }))
       break
     case "fixedWindow": {
       const meter = new FixedMeter({ capacity: limit.limit, period, margin, timeZone: limit.timeZone, wall })
@@ -258,8 +352,7 @@ export const make = (limit: RateLimiter.Limit, wall: () => number, now: number):
       sliding((limit) => limit, period)
       pacing.push(
         bucket((each) => limit.burst ?? Math.max(largest, secondsRefill(each)), {
-          margin: 0,
-          headroom: 0,
+          ...unpaced,
           cold: coldStart
         })
       )
@@ -268,11 +361,12 @@ export const make = (limit: RateLimiter.Limit, wall: () => number, now: number):
   if (quantum !== undefined) sliding((limit) => Math.max(1, Math.floor(limit * quantum / period)), quantum)
   let cold: ColdStart | undefined
   if (coldStart && (algorithm === "slidingWindow" || algorithm === "fixedWindow")) {
-    cold = new ColdStart(bucket(secondsRefill, { margin: 0, headroom: 0, cold: true }), now + period + margin)
+    cold = new ColdStart(bucket(secondsRefill, { ...unpaced, cold: true }), now + period + margin)
     pacing.push(cold)
   }
   return new All({
     counting: counting as [Meter, ...Array<Meter>],
+    log: algorithm === "tokenBucket" ? new Log(period) : undefined,
     pacing,
     widen: (amount, now) => {
       if (amount <= largest) return
@@ -282,6 +376,9 @@ export const make = (limit: RateLimiter.Limit, wall: () => number, now: number):
     setLimit: (limit, now) => {
       current = limit
       for (const set of setters) set(limit, now)
+    },
+    configure: (next) => {
+      limit = next
     },
     confirmOthers: (unseen, now) => {
       const own = counting[0]

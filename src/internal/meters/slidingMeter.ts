@@ -1,5 +1,5 @@
 import { type Place, SlidingWindow } from "../slidingWindow.ts"
-import { type Mark, type Meter, tolerance } from "./meter.ts"
+import { type History, type Mark, type Meter, type Remembered, tolerance } from "./meter.ts"
 
 /** Phantoms kept apart. Above it, each new one takes the older half's amounts along to its own, later date. */
 const phantomLimit = 1024
@@ -24,7 +24,7 @@ const place = (mark: Mark): Place => mark as unknown as Place
  */
 export class SlidingMeter implements Meter {
   capacity: number
-  private readonly length: number
+  readonly length: number
   private readonly window: SlidingWindow
   /** By date, the first `gone` of them without effect. */
   private readonly phantoms: Array<Phantom> = []
@@ -68,6 +68,29 @@ export class SlidingMeter implements Meter {
   charge(amount: number, now: number): Mark {
     this.window.expire(now)
     return mark(this.window.add(now, amount))
+  }
+
+  replay({ amount, at, others }: Remembered, _now: number): Mark {
+    const place = this.window.add(at, amount)
+    if (others > 0) this.phantoms.push({ place, amount: others })
+    return mark(place)
+  }
+
+  history(now: number): History {
+    const find = this.window.indexes(now)
+    const others = new Map<number, number>()
+    for (const phantom of this.phantoms) {
+      const index = find(phantom.place)
+      if (index !== undefined) others.set(index, (others.get(index) ?? 0) + phantom.amount)
+    }
+    return {
+      entries: this.window.entries(now).map(({ amount, at }, index) => ({
+        at,
+        amount,
+        others: others.get(index) ?? 0
+      })),
+      find: (mark) => find(place(mark))
+    }
   }
 
   landed(_mark: Mark, _now: number): void {}
