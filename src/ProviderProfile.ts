@@ -162,7 +162,7 @@ export interface ProviderProfile {
   readonly name: string
   /** The spread of the network delay that its limits allow for, unless a limit says otherwise. */
   readonly margin: Duration.Input
-  readonly limits: { readonly [T in RateLimiter.Type]?: LimitRule | undefined }
+  readonly limits: { readonly [T in Exclude<RateLimiter.Type, "budget">]?: LimitRule | undefined }
   /** How the tokens of a request are estimated, unless the model has an estimator of its own. */
   readonly estimation?: TokenEstimator.Options | undefined
   /** Rules that give the same limits are taken together: the least of what they say holds. */

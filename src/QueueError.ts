@@ -13,6 +13,9 @@ const TypeId = "~effect-llm-queue/QueueError"
 
 const times = (attempts: number): string => attempts === 1 ? "1 attempt" : `${attempts} attempts`
 
+/** Sums of money carry the rounding of their fractions. */
+const money = (amount: number): string => String(Number(amount.toPrecision(6)))
+
 const duration = (millis: number): string => Duration.format(Duration.millis(Math.round(millis)))
 
 /**
@@ -121,6 +124,49 @@ export class RequestTooLarge extends Schema.TaggedError<RequestTooLarge>("effect
       this.estimated
         ? "The need was estimated from the parameters; if it is wrong, give estimatedInputTokens and estimatedOutputTokens."
         : "Make the request smaller, or raise the limit."
+    }`
+  }
+}
+
+/**
+ * The request costs more than is left of a budget of the model, or of its tenant: what is spent and reserved in the
+ * period, and the request, come to more than the budget. `requested` is what the request would reserve.
+ *
+ * Retryable when the passing of time makes room for it. What running requests turn out not to have spent may do so before.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class BudgetExceeded extends Schema.TaggedError<BudgetExceeded>("effect-llm-queue/BudgetExceeded")(
+  "BudgetExceeded",
+  {
+    modelId: Schema.String,
+    requestId: Schema.String,
+    /** Whose budget it is; `undefined` for that of the model. */
+    tenant: Schema.UndefinedOr(Schema.String),
+    budget: Schema.Finite,
+    /** Spent and reserved in the period, and kept for tenants that a part is guaranteed to. */
+    used: Schema.Finite,
+    requested: Schema.Finite,
+    /** `undefined` for all of the registration. */
+    periodMillis: Schema.UndefinedOr(Schema.Finite),
+    /** Until it fits if nothing but time passes; `undefined` when that brings nothing. */
+    retryAfterMillis: Schema.UndefinedOr(Schema.Finite)
+  }
+) {
+  readonly [TypeId] = TypeId
+  get isRetryable(): boolean {
+    return this.retryAfterMillis !== undefined
+  }
+  override get message() {
+    const whose = this.tenant === undefined ? "" : ` of tenant ${JSON.stringify(this.tenant)}`
+    const period = this.periodMillis === undefined ? "" : ` for ${duration(this.periodMillis)}`
+    return `Request ${JSON.stringify(this.requestId)} to model ${JSON.stringify(this.modelId)} costs ${
+      money(this.requested)
+    }, and of the budget${whose} of ${this.budget}${period}, ${money(this.used)} is spent or reserved. ${
+      this.retryAfterMillis === undefined
+        ? "Raise the budget, or make the request smaller."
+        : `Try again in ${duration(this.retryAfterMillis)}, raise the budget, or make the request smaller.`
     }`
   }
 }
@@ -423,6 +469,7 @@ export type AcceptError =
   | ModelNotRegistered
   | InvalidRequest
   | RequestTooLarge
+  | BudgetExceeded
   | DuplicateRequest
   | QueueFull
   | QueueShutdown

@@ -22,11 +22,12 @@ import * as memory from "./internal/memoryLimiter.ts"
  * | `itpm` | input tokens | a minute |
  * | `otpm` | output tokens | a minute |
  * | `concurrent` | requests being processed at one time | none |
+ * | `budget` | money, by the prices of tokens | a day |
  *
  * @category models
  * @since 0.1.0
  */
-export type Type = "rpm" | "rpd" | "tpm" | "tpd" | "itpm" | "otpm" | "concurrent"
+export type Type = "rpm" | "rpd" | "tpm" | "tpd" | "itpm" | "otpm" | "concurrent" | "budget"
 
 /**
  * The meaning of `rateLimit` in the short form of a model's configuration.
@@ -101,9 +102,9 @@ export interface Charging {
  */
 export interface Config {
   readonly type: Type
-  /** Whole number of requests or tokens, at least 1. */
+  /** Whole number of requests or tokens, at least 1. Of a `budget`: an amount of money, more than 0. */
   readonly limit: number
-  /** Length of the period. Not for `concurrent`. */
+  /** Length of the period. Not for `concurrent`. `Duration.infinity`, for a `budget` only: all of the registration. */
   readonly timePeriod?: Duration.Input | undefined
   /**
    * The spread of the network delay that is allowed for; for `fixedWindow`, the largest delay and the largest difference
@@ -129,6 +130,55 @@ export interface Config {
   /** Whether nothing is known about earlier use at the start: no burst until the provider or one period has told. */
   readonly coldStart?: boolean | undefined
   readonly charging?: Charging | undefined
+  /** For `budget`, which needs it. */
+  readonly price?: Price | undefined
+  /** For `budget`. Default `"fail"`. */
+  readonly onExceeded?: OnExceeded | undefined
+}
+
+/**
+ * What a million tokens cost, in any currency: the one that the budget is given in.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Price {
+  readonly input: number
+  readonly output: number
+  /** Of input tokens that the provider read from its cache. Default as `input`. */
+  readonly cachedInput?: number | undefined
+}
+
+/**
+ * What happens to a request that costs more than is left of a budget: it fails with `BudgetExceeded` (`"fail"`), or it
+ * waits like for any other limit, and those behind it do (`"wait"`).
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type OnExceeded = "fail" | "wait"
+
+/**
+ * Options of a budget.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface BudgetOptions {
+  /** Per million tokens. */
+  readonly price: Price
+  /** Any time of this length; `Duration.infinity` for all of the registration. Default a day. */
+  readonly timePeriod?: Duration.Input | undefined
+  /** `"slidingWindow"` (the default), or `"fixedWindow"` for calendar days, or parts of a day, in the `timeZone`. */
+  readonly algorithm?: "slidingWindow" | "fixedWindow" | undefined
+  readonly timeZone?: string | undefined
+  readonly chargedAt?: ChargedAt | undefined
+  readonly onExceeded?: OnExceeded | undefined
+  /**
+   * `{ output: "maximum" }` reserves the price of `maxOutputTokens`, so that no request can cost more than it reserves.
+   * `{ refused: true }` is for providers that want money for what they refuse. The other fields are not for budgets.
+   */
+  readonly charging?: Pick<Charging, "output" | "refused"> | undefined
 }
 
 /**
@@ -137,7 +187,7 @@ export interface Config {
  * @category models
  * @since 0.1.0
  */
-export interface WindowOptions extends Omit<Config, "type" | "limit"> {}
+export interface WindowOptions extends Omit<Config, "type" | "limit" | "price" | "onExceeded"> {}
 
 /**
  * Makes a limit of any type.
@@ -215,6 +265,39 @@ export const otpm: (limit: number, options?: WindowOptions) => Config = windowed
 export const concurrent = (limit: number): Config => ({ type: "concurrent", limit })
 
 /**
+ * Money per day, or per `timePeriod`, by the prices of tokens.
+ *
+ * **Details**
+ *
+ * A budget is a limit like any other: the price of the tokens that a request reserves is charged in the same step as all
+ * other limits, and the price of what it used replaces it. So what is spent goes over the budget by no more than the
+ * running requests cost beyond their reservations. An attempt that the provider refused costs nothing.
+ *
+ * A request that costs more than is left fails with `BudgetExceeded`: when it is submitted, or at its turn, when what was
+ * left then is gone. Requests that wait reserve nothing. One that costs more than the whole budget is `RequestTooLarge`.
+ *
+ * **Example** (Five dollars a day, New York's days)
+ *
+ * ```ts
+ * import { RateLimiter } from "effect-llm-queue"
+ *
+ * RateLimiter.budget(5, {
+ *   price: { input: 2.5, cachedInput: 1.25, output: 10 },
+ *   algorithm: "fixedWindow",
+ *   timeZone: "America/New_York"
+ * })
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const budget = (amount: number, options: BudgetOptions): Config => ({
+  ...options,
+  type: "budget",
+  limit: amount
+})
+
+/**
  * Tokens of one request.
  *
  * @category models
@@ -261,6 +344,9 @@ export interface Limit {
   readonly timeZone: string
   readonly coldStart: boolean
   readonly charging: { readonly [K in keyof Charging]-?: Exclude<Charging[K], undefined> }
+  /** Per million tokens, of a budget. */
+  readonly price: { readonly [K in keyof Price]-?: Exclude<Price[K], undefined> } | undefined
+  readonly onExceeded: OnExceeded
 }
 
 /**
@@ -362,6 +448,25 @@ export interface Reservation {
 }
 
 /**
+ * What a request asks of a budget that has less left.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Excess {
+  readonly limit: number
+  /** Milliseconds; `Infinity` for all of the registration. */
+  readonly timePeriod: number
+  /** Spent and reserved in the period, and kept for others. */
+  readonly used: number
+  readonly requested: number
+  /** Milliseconds until it fits if nothing but time passes; `Infinity` when no passing of time brings that. */
+  readonly wait: number
+  /** Whether it is a budget of the tenant's own. */
+  readonly ofTenant: boolean
+}
+
+/**
  * The answer to "admit these charges now, or tell me when".
  *
  * @category models
@@ -381,6 +486,8 @@ export type Admission =
      */
     readonly scope?: "model" | "tenant" | "guaranteed" | undefined
   }
+  /** All other limits would let it through, and a budget that does not wait has less left. */
+  | { readonly _tag: "Exceeded"; readonly excess: Excess }
 
 /**
  * The answer to a usage report. `alreadySettled`: a report was taken before, and this one changed nothing.
@@ -463,6 +570,8 @@ export interface Limiter {
    * no admission is possible before. `Infinity` when no passing of time allows it.
    */
   readonly predict: (cost: Cost, ahead: Ahead, tenant: string | undefined) => Effect.Effect<number>
+  /** The budget, if any, that makes a request fail now that is submitted. Charges nothing. */
+  readonly exceeds: (cost: Cost, tenant: string | undefined) => Effect.Effect<Excess | undefined>
   /** Replaces the estimate of a reservation by the actual usage; once. */
   readonly settle: (reservation: Reservation, usage: Tokens) => Effect.Effect<Settlement>
   /** The processor has ended: dates what was held until now. */

@@ -16,7 +16,7 @@ const make = Effect.fnUntraced(function*(...limits: ReadonlyArray<RateLimiter.Li
       Effect.flatMap(limiter.admit(cost, permit), (admission) =>
         admission._tag === "Admitted"
           ? Effect.succeed(admission.reservation)
-          : Effect.die(new Error(`blocked by ${admission.by}`))),
+          : Effect.die(new Error(`not admitted: ${JSON.stringify(admission)}`))),
     blocked: (cost: RateLimiter.Tokens, permit = true) =>
       Effect.flatMap(limiter.admit(cost, permit), (admission) =>
         admission._tag === "Blocked"

@@ -17,6 +17,8 @@ export const limit = (
   quantum: undefined,
   timeZone: "UTC",
   coldStart: false,
+  price: undefined,
+  onExceeded: "wait",
   ...options,
   charging: {
     output: options?.charging?.output ?? "expected",

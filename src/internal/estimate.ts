@@ -1,6 +1,6 @@
 import type * as RateLimiter from "../RateLimiter.ts"
 import type * as TokenEstimator from "../TokenEstimator.ts"
-import { charge, countsTokens } from "./limitState.ts"
+import { charge, countsTokens, moneyTolerance } from "./limitState.ts"
 import * as settings from "./settings.ts"
 import { measure } from "./tokenEstimator.ts"
 
@@ -96,7 +96,8 @@ export const tooLarge = (
 ): { readonly limit: RateLimiter.Limit; readonly requested: number } | undefined => {
   for (const limit of limits) {
     const requested = charge(limit, cost)
-    if (requested > limit.limit) return { limit, requested }
+    const most = limit.type === "budget" ? limit.limit * (1 + moneyTolerance) : limit.limit
+    if (requested > most) return { limit, requested }
   }
   return undefined
 }

@@ -13,7 +13,13 @@ import type { History } from "./meters/meter.ts"
 import * as meters from "./meters/meters.ts"
 
 /** How much of a limit a request takes. */
-export const charge = ({ charging, type }: RateLimiter.Limit, cost: RateLimiter.Cost): number => {
+export const charge = ({ charging, price, type }: RateLimiter.Limit, cost: RateLimiter.Cost): number => {
+  if (price !== undefined) {
+    const fromCache = Math.min(cost.inputTokens, cost.cachedInputTokens ?? 0)
+    const output = charging.output === "maximum" ? cost.maxOutputTokens ?? cost.outputTokens : cost.outputTokens
+    const input = (cost.inputTokens - fromCache) * price.input + fromCache * price.cachedInput
+    return (input + output * price.output) / 1e6
+  }
   if (type === "rpm" || type === "rpd" || type === "concurrent") return 1
   const cached = charging.cachedInput ? 0 : cost.cachedInputTokens ?? 0
   const output = charging.output === "maximum" ? cost.maxOutputTokens ?? cost.outputTokens : cost.outputTokens
@@ -32,9 +38,16 @@ const correction = (limit: RateLimiter.Limit, reserved: number, usage: RateLimit
   return Math.min(reserved, used) - reserved
 }
 
-/** Whether a limit counts tokens. */
+/** Whether a request that costs more than is left fails. */
+export const failsWhenExceeded = ({ onExceeded, type }: RateLimiter.Limit): boolean =>
+  type === "budget" && onExceeded === "fail"
+
+/** What rounding may add to a sum of money. */
+export const moneyTolerance = 1e-9
+
+/** Whether a limit counts tokens, or what they cost. */
 export const countsTokens = ({ type }: RateLimiter.Limit): boolean =>
-  type === "tpm" || type === "tpd" || type === "itpm" || type === "otpm"
+  type === "budget" || type === "tpm" || type === "tpd" || type === "itpm" || type === "otpm"
 
 /** What one reservation is charged by one limit. */
 export interface Charged {
@@ -317,6 +330,19 @@ export class LimitState {
     return amount + protectedAmount > this.meter.atOnce || this.fitsAt(amount + protectedAmount, now) > at
   }
 
+  /** What is missing for a charge of a budget, beside `reserved`; `undefined` when it fits, or may wait. */
+  excess(amount: number, now: number, ofTenant: boolean, reserved = 0): RateLimiter.Excess | undefined {
+    const fits = this.fitsAt(amount, now, reserved)
+    return fits <= now ? undefined : {
+      limit: this.limit.limit,
+      timePeriod: this.period,
+      used: this.used(now) + reserved,
+      requested: amount,
+      wait: fits - now,
+      ofTenant
+    }
+  }
+
   /** Net charges that count now, reservations included. */
   used(now: number): number {
     return this.meter.used(now) + this.held
@@ -324,7 +350,8 @@ export class LimitState {
 
   /** Whether nothing would be lost if it was forgotten. */
   isIdle(now: number): boolean {
-    return this.held === 0 && this.pausedUntil <= now && this.meter.used(now) <= 1e-6
+    const nothing = this.limit.type === "budget" ? this.limit.limit * moneyTolerance : 1e-6
+    return this.held === 0 && this.pausedUntil <= now && this.meter.used(now) <= nothing
   }
 
   take(amount: number, now: number): Charged {
@@ -457,7 +484,7 @@ export class LimitState {
   /** How well an observation fits this limit: the less the better; `undefined` when it is about another one. */
   matches(observation: RateLimiter.Observation): number | undefined {
     const { limit, remaining, reset, types } = observation
-    if (!types.includes(this.limit.type)) return undefined
+    if (!types.includes(this.limit.type) || this.limit.type === "budget") return undefined
     if (limit === undefined) return types.length === 1 ? 0 : undefined
     if (Math.abs(limit - this.share) <= 1) return undefined
     if (types.length === 1 || limit === this.limit.limit || limit === this.adopted) {
@@ -549,7 +576,7 @@ export class LimitState {
     const { limit, type } = this.limit
     const used = this.used(now)
     const enforced = Math.min(limit, this.adopted) * this.scale
-    const freed = this.fitsAt(1, now)
+    const freed = this.fitsAt(type === "budget" ? limit * 1e-6 : 1, now)
     return {
       type,
       limit,

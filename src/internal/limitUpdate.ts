@@ -58,12 +58,22 @@ const match = (
 const dimensions: Partial<Record<RateLimiter.Type, string>> = { rpd: "rpm", tpd: "tpm" }
 
 /** Equal for limits that are charged the same for every request. */
-const dimension = ({ charging, type }: RateLimiter.Limit): string => {
+const dimension = ({ charging, price, type }: RateLimiter.Limit): string => {
   const { cachedInput, combine, inputWeight, output, outputWeight } = charging
   const counted = dimensions[type] ?? type
   return counted === "rpm"
     ? counted
-    : JSON.stringify([counted, cachedInput, combine, inputWeight, output, outputWeight])
+    : JSON.stringify([
+      counted,
+      price?.input,
+      price?.output,
+      price?.cachedInput,
+      cachedInput,
+      combine,
+      inputWeight,
+      output,
+      outputWeight
+    ])
 }
 
 /** The state that knows most about what a limit would have been charged: its own, if that knows no less. */

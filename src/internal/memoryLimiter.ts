@@ -5,7 +5,7 @@ import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
 import * as Semaphore from "effect/Semaphore"
 import type * as RateLimiter from "../RateLimiter.ts"
-import { charge, type Charged, countsTokens, LimitState } from "./limitState.ts"
+import { charge, type Charged, countsTokens, failsWhenExceeded, LimitState } from "./limitState.ts"
 import { carry, type Charges, type Generation, update } from "./limitUpdate.ts"
 import { type Tenant, TenantLimits } from "./tenantLimits.ts"
 import * as time from "./time.ts"
@@ -58,6 +58,8 @@ const admit = (
     const kept = lastToFit(states, cost, now, (i, amount) => tenants.kept(tenant, i, amount, now))
     if (kept !== undefined) return blocked(kept.by, kept.at - now, "guaranteed")
   }
+  const excess = excessOf(states, tenants, tenant, cost, now)
+  if (excess !== undefined) return { _tag: "Exceeded", excess }
   const { protect } = options
   if (protect !== undefined) {
     const { at = now } = lastToFit(states, protect, now) ?? {}
@@ -97,6 +99,8 @@ const lastToFit = (
   let by: RateLimiter.Type | undefined
   for (let i = 0; i < states.length; i++) {
     const { limit } = states[i]!
+    // It does not wait for those. They are looked at when all others would let it through.
+    if (failsWhenExceeded(limit)) continue
     const amount = charge(limit, cost)
     const fits = states[i]!.fitsAt(amount, now, kept?.(i, amount))
     if (fits > at) {
@@ -105,6 +109,29 @@ const lastToFit = (
     }
   }
   return by === undefined ? undefined : { at, by }
+}
+
+/** A budget that has less left than the request costs, and does not let it wait. */
+const excessOf = (
+  states: States,
+  tenants: TenantLimits | undefined,
+  tenant: Tenant | undefined,
+  cost: RateLimiter.Cost,
+  now: number
+): RateLimiter.Excess | undefined => {
+  for (let i = 0; i < states.length; i++) {
+    const state = states[i]!
+    if (!failsWhenExceeded(state.limit)) continue
+    const amount = charge(state.limit, cost)
+    const kept = tenants === undefined || tenant === undefined ? 0 : tenants.kept(tenant, i, amount, now)
+    const excess = state.excess(amount, now, false, kept)
+    if (excess !== undefined) return excess
+  }
+  for (const state of tenant?.own ?? []) {
+    const excess = failsWhenExceeded(state.limit) ? state.excess(charge(state.limit, cost), now, true) : undefined
+    if (excess !== undefined) return excess
+  }
+  return undefined
 }
 
 const predict = (
@@ -116,6 +143,7 @@ const predict = (
   let at = now
   for (const state of states) {
     const { limit } = state
+    if (failsWhenExceeded(limit)) continue
     const before = countsTokens(limit)
       ? charge(limit, ahead) * (limit.charging.refund ? ahead.usedPart : 1)
       : ahead.requests
@@ -208,10 +236,11 @@ const refuse = (
   observe(reservation, observations, now)
   if (refusal.kind !== "rate" && refusal.kind !== "ramp") return
   // Said by the provider; else the one that has the least left.
-  const named = states.filter(({ limit }) => refusal.types.includes(limit.type))
+  const theirs = states.filter(({ limit }) => limit.type !== "budget")
+  const named = theirs.filter(({ limit }) => refusal.types.includes(limit.type))
   const index = bestMatch(
     states,
-    (state) => named.length > 0 && !named.includes(state) ? undefined : state.suspicion(refusal, now)
+    (state) => (named.length > 0 ? named : theirs).includes(state) ? state.suspicion(refusal, now) : undefined
   )
   const charged = index === undefined ? undefined : charges[index]
   if (index === undefined || charged === undefined) return
@@ -322,6 +351,8 @@ export const make = Effect.fnUntraced(function*(
           byTenant === undefined ? 0 : predict(byTenant.get(tenant, now).own, cost, ahead, now)
         )
       ),
+    exceeds: (cost, tenant) =>
+      step(({ states }, now) => excessOf(states, byTenant, byTenant?.get(tenant, now), cost, now)),
     settle: (reservation, usage) => of(reservation, (mine, now) => settle(mine, usage, now)),
     complete: (reservation) => of(reservation, complete),
     giveBack: (reservation, permit) =>

@@ -45,7 +45,7 @@ import {
 } from "./entry.ts"
 import { estimate, type Estimated, largestShare, tooLarge } from "./estimate.ts"
 import { Heap } from "./heap.ts"
-import { charge, countsTokens } from "./limitState.ts"
+import { charge, countsTokens, failsWhenExceeded } from "./limitState.ts"
 import { failureHeaders } from "./provider/classify.ts"
 import { ProviderGate } from "./providerGate.ts"
 import * as requestContext from "./requestContext.ts"
@@ -210,9 +210,12 @@ export const make = Effect.fnUntraced(function*(
       )
     })
   const countWindows = (limits: ReadonlyArray<RateLimiter.Limit>) =>
-    limits.filter(({ timePeriod }) => timePeriod !== undefined).length
+    limits.filter(({ timePeriod, type }) => timePeriod !== undefined && type !== "budget").length
   const meterTokens = (limits: ReadonlyArray<RateLimiter.Limit>) =>
     limits.filter(countsTokens).map((limit) => ({ limit, meter: new tokenEstimator.ReservationMeter() }))
+  let hasBudget = config.limits.some(failsWhenExceeded)
+  const mayExceed = (tenant: string | undefined) =>
+    hasBudget || (config.tenantLimits !== undefined && config.limitsOf(tenant).some(failsWhenExceeded))
   let windows = countWindows(config.limits)
   let tokenLimits = meterTokens(config.limits)
   const gate = config.provider === undefined ? undefined : new ProviderGate(config.provider)
@@ -667,6 +670,27 @@ export const make = Effect.fnUntraced(function*(
       )
     })
 
+  const budgetExceeded = (
+    { id, tenant }: Entry,
+    { limit, ofTenant, requested, timePeriod, used, wait }: RateLimiter.Excess
+  ) =>
+    new QueueError.BudgetExceeded({
+      modelId,
+      requestId: id,
+      tenant: ofTenant ? tenant : undefined,
+      budget: limit,
+      used,
+      requested,
+      periodMillis: Number.isFinite(timePeriod) ? timePeriod : undefined,
+      retryAfterMillis: Number.isFinite(wait) ? wait : undefined
+    })
+
+  const affordable = (entry: Entry): Effect.Effect<void, QueueError.BudgetExceeded> =>
+    Effect.flatMap(
+      limiter.exceeds(entry.cost, entry.tenant),
+      (excess) => excess === undefined ? Effect.void : Effect.fail(budgetExceeded(entry, excess))
+    )
+
   /** Lets a request in and goes on with it. */
   const admitToQueue = <A, E>(
     request: AnyRequest,
@@ -681,7 +705,8 @@ export const make = Effect.fnUntraced(function*(
         return refused === undefined ? then(entry) : Effect.fail(refused)
       }
       const mayBeLate = config.failEarly && windows > 0 && entry.timeout !== Number.POSITIVE_INFINITY && !entry.nested
-      return mayBeLate ? Effect.flatMap(restore(inTime(entry)), go) : go()
+      const inTimeOrGo = () => mayBeLate ? Effect.flatMap(restore(inTime(entry)), go) : go()
+      return mayExceed(entry.tenant) ? Effect.flatMap(restore(affordable(entry)), inTimeOrGo) : inTimeOrGo()
     })
 
   const doneOf = (entry: Entry): Deferred.Deferred<Entry> => entry.done ??= Deferred.makeUnsafe()
@@ -1105,6 +1130,8 @@ export const make = Effect.fnUntraced(function*(
     for (const entry of limit === undefined ? [] : scheduler.behind(first, looksBehind)) {
       if (charge(limit!, entry.cost) >= charge(limit!, first.cost)) continue
       const admission = yield* limiter.admit(entry.cost, true, { tenant: entry.tenant, protect: first.cost })
+      // It fails when it is its turn.
+      if (admission._tag === "Exceeded") continue
       if (admission._tag === "Blocked") {
         least = Math.min(least, admission.wait)
         continue
@@ -1141,6 +1168,10 @@ export const make = Effect.fnUntraced(function*(
         yield* use(entry, admission.reservation, lender)
         return 0
       }
+      if (admission._tag === "Exceeded") {
+        fail(entry, budgetExceeded(entry, admission.excess))
+        return 0
+      }
       if (admission.wait === Number.POSITIVE_INFINITY && onlyWaitersRun()) {
         const { by } = admission
         const limit = [...config.limits, ...config.limitsOf(entry.tenant)].find((limit) => limit.type === by)
@@ -1172,6 +1203,10 @@ export const make = Effect.fnUntraced(function*(
     const admission = yield* limiter.admit(head.cost, true, head)
     if (admission._tag === "Admitted") {
       yield* use(head, admission.reservation)
+      return 0
+    }
+    if (admission._tag === "Exceeded") {
+      fail(head, budgetExceeded(head, admission.excess))
       return 0
     }
     if (!isHeld(admission)) return Math.min(heldWait, yield* pass(head, admission))
@@ -1280,6 +1315,7 @@ export const make = Effect.fnUntraced(function*(
   const adoptLimits = (limits: ReadonlyArray<RateLimiter.Limit>) => {
     config = { ...config, limits }
     windows = countWindows(limits)
+    hasBudget = limits.some(failsWhenExceeded)
     const before = tokenLimits
     tokenLimits = meterTokens(limits).map((each) => {
       const { timePeriod, type } = each.limit
@@ -1512,7 +1548,7 @@ export const make = Effect.fnUntraced(function*(
       cancelled,
       rateLimiters,
       reservations: tokenLimits.flatMap(({ limit, meter }) => {
-        const cost = meter.cost({
+        const cost = limit.type === "budget" ? undefined : meter.cost({
           refund: limit.charging.refund && limit.algorithm !== "paced",
           bucket: limit.algorithm === "tokenBucket",
           period: limit.timePeriod!

@@ -59,7 +59,8 @@ const defaultPeriods: Record<Exclude<RateLimiter.Type, "concurrent">, number> = 
   tpm: 60_000,
   tpd: day,
   itpm: 60_000,
-  otpm: 60_000
+  otpm: 60_000,
+  budget: day
 }
 
 /** Any value in a message, short; whatever it is, this does not throw. */
@@ -372,13 +373,71 @@ const windowOptions = [
   "charging"
 ] as const
 
+const budgetOptions = ["price", "onExceeded"] as const
+
+/** What a budget has no use for: it is not the provider's. */
+const notOfBudgets = ["margin", "burst", "headroom", "quantum", "coldStart"] as const
+const chargingNotOfBudgets = ["combine", "inputWeight", "outputWeight", "refund", "cachedInput"] as const
+
+const isPrice = (value: unknown): value is number => typeof value === "number" && value >= 0 && value <= maxLimit
+
+const resolvePrice = (given: unknown, at: string, problems: Array<string>): RateLimiter.Limit["price"] => {
+  if (typeof given !== "object" || given === null) {
+    problems.push(`${at}: expected { input, output } for a million tokens, got ${show(given)}`)
+    return undefined
+  }
+  const { cachedInput, input, output }: { readonly [K in keyof RateLimiter.Price]?: unknown } = given
+  for (const [name, value] of Object.entries({ input, output, cachedInput: cachedInput ?? 0 })) {
+    if (!isPrice(value)) problems.push(`${at}.${name}: expected a number from 0 to ${maxLimit}, got ${show(value)}`)
+  }
+  if (input === 0 && output === 0) problems.push(`${at}: nothing costs anything, so there is nothing to limit`)
+  return {
+    input: Number(input),
+    output: Number(output),
+    cachedInput: Number(cachedInput ?? input)
+  }
+}
+
+/** What is wrong with a limit because it is a budget, or because it is none. */
+const checkBudget = (
+  given: ReturnType<typeof withRule>,
+  type: RateLimiter.Type,
+  at: string,
+  problems: Array<string>
+): void => {
+  if (type !== "budget") {
+    for (const name of budgetOptions) {
+      if (given[name] !== undefined) problems.push(`${at}.${name}: only a budget has one`)
+    }
+    return
+  }
+  for (const name of notOfBudgets) {
+    if (given[name] !== undefined) problems.push(`${at}.${name}: a budget has none`)
+  }
+  if (given.algorithm === "tokenBucket" || given.algorithm === "paced") {
+    problems.push(
+      `${at}.algorithm: expected "slidingWindow" or "fixedWindow" for a budget, got ${show(given.algorithm)}`
+    )
+  }
+  if (typeof given.charging === "object" && given.charging !== null) {
+    const charging: { readonly [K in keyof RateLimiter.Charging]?: unknown } = given.charging
+    for (const name of chargingNotOfBudgets) {
+      if (charging[name] !== undefined) problems.push(`${at}.charging.${name}: a budget has none; its price says it`)
+    }
+  }
+  const { onExceeded = "fail" } = given
+  if (onExceeded !== "fail" && onExceeded !== "wait") {
+    problems.push(`${at}.onExceeded: expected "fail" or "wait", got ${show(onExceeded)}`)
+  }
+}
+
 /** What is given, and where it says nothing what the provider's profile says of limits of its type. */
 const withRule = (
   config: object,
   type: RateLimiter.Type,
   provider: ProviderProfile.ProviderProfile | undefined
-): { readonly [K in (typeof windowOptions)[number] | "type" | "limit"]?: unknown } => {
-  if (provider === undefined || type === "concurrent") return config
+): { readonly [K in (typeof windowOptions | typeof budgetOptions)[number] | "type" | "limit"]?: unknown } => {
+  if (provider === undefined || type === "concurrent" || type === "budget") return config
   const given = Object.fromEntries(Object.entries(config).filter(([, value]) => value !== undefined))
   const rule = provider.limits[type]
   const own: unknown = given["charging"]
@@ -408,7 +467,12 @@ const resolveLimit = (
   }
   const type = isType(named.type) ? named.type : "rpm"
   const given = withRule(config, type, provider)
-  if (!isWhole(given.limit, 1, maxLimit)) {
+  checkBudget(given, type, at, problems)
+  if (type === "budget") {
+    if (!(isPrice(given.limit) && given.limit > 0)) {
+      problems.push(`${names.limit}: expected an amount of more than 0 and up to ${maxLimit}, got ${show(given.limit)}`)
+    }
+  } else if (!isWhole(given.limit, 1, maxLimit)) {
     problems.push(`${names.limit}: expected a whole number from 1 to ${maxLimit}, got ${show(given.limit)}`)
   }
   if (type === "concurrent") {
@@ -421,6 +485,7 @@ const resolveLimit = (
   const span = (name: string, value: unknown, otherwise: number, min: number, what: string): number => {
     const parsed = value === undefined ? otherwise : millis(value)
     if (parsed !== undefined && parsed >= min && parsed <= maxPeriod) return parsed
+    if (type === "budget" && parsed === Number.POSITIVE_INFINITY) return parsed
     problems.push(`${name}: expected a duration from ${what} to 366 days, got ${show(value)}`)
     return otherwise
   }
@@ -459,6 +524,7 @@ const resolveLimit = (
     problems.push(`${at}.coldStart: expected true or false, got ${show(coldStart)}`)
   }
   const charging = resolveCharging(given.charging, `${at}.charging`, problems)
+  const price = type === "budget" ? resolvePrice(given.price, `${at}.price`, problems) : undefined
   if (problems.length > before) return []
   return [{
     type,
@@ -472,7 +538,9 @@ const resolveLimit = (
     quantum,
     timeZone: timeZone as string,
     coldStart: coldStart as boolean,
-    charging
+    charging,
+    price,
+    onExceeded: type === "budget" ? (given.onExceeded ?? "fail") as RateLimiter.OnExceeded : "wait"
   }]
 }
 

@@ -20,7 +20,7 @@ export const make = Effect.fnUntraced(function*(...limits: ReadonlyArray<RateLim
   /** How long a request would have to wait, without sending it. */
   const wait = Effect.fnUntraced(function*(inputTokens = 1) {
     const admission = yield* limiter.admit({ inputTokens, outputTokens: 0 }, true)
-    if (admission._tag === "Blocked") return admission.wait
+    if (admission._tag !== "Admitted") return admission._tag === "Blocked" ? admission.wait : admission.excess.wait
     yield* limiter.giveBack(admission.reservation, true)
     return 0
   })
@@ -105,7 +105,7 @@ export const neverOver = Effect.fnUntraced(function*(algorithm: RateLimiter.Algo
       yield* TestClock.adjust(by)
       const amount = choose.int(1, 200)
       const admission = yield* limiter.admit({ inputTokens: amount, outputTokens: 0 }, true)
-      if (admission._tag === "Blocked") continue
+      if (admission._tag !== "Admitted") continue
       const counted = sent.filter(({ at }) => at > now - period).reduce((sum, each) => sum + each.amount, amount)
       // A bucket has a whole limit and what is refilled.
       const bound = algorithm === "tokenBucket" ? 2 * most : most

@@ -25,8 +25,25 @@ test("make takes a type, a limit, and optionally a period and a margin", () => {
 })
 
 test("types and modes are closed sets of names", () => {
-  expect<RateLimiter.Type>().type.toBe<"rpm" | "rpd" | "tpm" | "tpd" | "itpm" | "otpm" | "concurrent">()
+  expect<RateLimiter.Type>().type.toBe<"rpm" | "rpd" | "tpm" | "tpd" | "itpm" | "otpm" | "concurrent" | "budget">()
   expect<RateLimiter.Mode>().type.toBe<"requests_per_period" | "concurrent_requests">()
+})
+
+test("a budget needs prices, and takes no options of a provider's limit", () => {
+  const price = { input: 1, output: 2 }
+  expect(RateLimiter.budget(1, { price })).type.toBe<RateLimiter.Config>()
+  expect(RateLimiter.budget).type.toBeCallableWith(0.5, {
+    price: { ...price, cachedInput: undefined },
+    timePeriod: "Infinity",
+    algorithm: "fixedWindow",
+    timeZone: "Europe/Berlin",
+    onExceeded: "wait"
+  })
+  expect(RateLimiter.budget).type.not.toBeCallableWith(1)
+  expect(RateLimiter.budget).type.not.toBeCallableWith(1, { price: { input: 1 } })
+  expect(RateLimiter.budget).type.not.toBeCallableWith(1, { price, burst: 1 })
+  expect(RateLimiter.budget).type.not.toBeCallableWith(1, { price, algorithm: "paced" })
+  expect(RateLimiter.rpm).type.not.toBeCallableWith(1, { price })
 })
 
 test("a concurrency limit takes no period", () => {

@@ -103,6 +103,7 @@ export const windowAt = (period: number, timeZone: string): (wall: number) => Wi
 export class FixedMeter implements Meter {
   capacity: number
   private readonly margin: number
+  private readonly tolerance: number
   private readonly wall: () => number
   private readonly windowAt: (wall: number) => Window
   private window: Window
@@ -113,10 +114,12 @@ export class FixedMeter implements Meter {
     readonly period: number
     readonly margin: number
     readonly timeZone: string
+    readonly tolerance?: number | undefined
     /** Milliseconds since the epoch. */
     readonly wall: () => number
   }) {
     this.capacity = options.capacity
+    this.tolerance = options.tolerance ?? tolerance
     this.margin = Math.min(options.margin, options.period / 4)
     this.wall = options.wall
     this.windowAt = windowAt(options.period, options.timeZone)
@@ -133,6 +136,7 @@ export class FixedMeter implements Meter {
   }
 
   fitsAt(amount: number, held: number, now: number): number {
+    const { tolerance } = this
     const wall = this.wallNow()
     const { end, start } = this.window
     const room = Math.max(this.capacity, amount) - held - amount

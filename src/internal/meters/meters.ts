@@ -295,13 +295,15 @@ export const make = (initial: RateLimiter.Limit, wall: () => number, now: number
   let limit = initial
   const { algorithm, coldStart, margin, quantum } = limit
   const period = limit.timePeriod!
+  // Money has no smallest unit here.
+  const tolerance = limit.type === "budget" ? limit.limit * 1e-9 : undefined
   const counting: Array<Meter> = []
   const pacing: Array<Meter> = []
   const setters: Array<(limit: number, now: number) => void> = []
   const buckets: Array<BucketMeter> = []
 
   const sliding = (share: (limit: number) => number, length: number) => {
-    const meter = new SlidingMeter({ capacity: share(limit.limit), length: length + margin })
+    const meter = new SlidingMeter({ capacity: share(limit.limit), length: length + margin, tolerance })
     counting.push(meter)
     setters.push((limit) => meter.setCapacity(share(limit)))
   }
@@ -343,7 +345,7 @@ export const make = (initial: RateLimiter.Limit, wall: () => number, now: number
       }))
       break
     case "fixedWindow": {
-      const meter = new FixedMeter({ capacity: limit.limit, period, margin, timeZone: limit.timeZone, wall })
+      const meter = new FixedMeter({ capacity: limit.limit, period, margin, timeZone: limit.timeZone, tolerance, wall })
       counting.push(meter)
       setters.push((limit) => meter.setCapacity(limit))
       break

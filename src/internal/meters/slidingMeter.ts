@@ -25,12 +25,19 @@ const place = (mark: Mark): Place => mark as unknown as Place
 export class SlidingMeter implements Meter {
   capacity: number
   readonly length: number
+  private readonly tolerance: number
   private readonly window: SlidingWindow
   /** By date, the first `gone` of them without effect. */
   private readonly phantoms: Array<Phantom> = []
   private gone = 0
 
-  constructor(options: { readonly capacity: number; readonly length: number }) {
+  constructor(options: {
+    readonly capacity: number
+    /** `Infinity` for ever. */
+    readonly length: number
+    readonly tolerance?: number | undefined
+  }) {
+    this.tolerance = options.tolerance ?? tolerance
     this.capacity = options.capacity
     this.length = options.length
     this.window = new SlidingWindow(options.length)
@@ -40,7 +47,10 @@ export class SlidingMeter implements Meter {
     const window = this.window
     window.expire(now)
     // Fractions may leave a rounding error behind: an empty window has used nothing.
-    if (window.used !== 0 && window.freedAt(Number.NEGATIVE_INFINITY) === Number.POSITIVE_INFINITY) window.used = 0
+    if (
+      window.used !== 0 && this.length < Number.POSITIVE_INFINITY &&
+      window.freedAt(Number.NEGATIVE_INFINITY) === Number.POSITIVE_INFINITY
+    ) window.used = 0
     return window.used
   }
 
@@ -49,6 +59,7 @@ export class SlidingMeter implements Meter {
   }
 
   fitsAt(amount: number, held: number, now: number): number {
+    const { tolerance } = this
     const used = this.used(now)
     const room = Math.max(this.capacity, amount) - held - amount
     if (used <= room + tolerance) return now
@@ -62,7 +73,7 @@ export class SlidingMeter implements Meter {
     const sum = ahead + Math.min(amount, this.capacity)
     // No more than the capacity goes through in any length.
     const lengths = Math.max(0, Math.ceil(sum / this.capacity - 1e-9) - 1)
-    return this.fitsAt(sum - lengths * this.capacity, held, now) + lengths * this.length
+    return this.fitsAt(sum - lengths * this.capacity, held, now) + (lengths === 0 ? 0 : lengths * this.length)
   }
 
   charge(amount: number, now: number): Mark {

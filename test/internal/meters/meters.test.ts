@@ -6,6 +6,8 @@ const limit = (options: Partial<RateLimiter.Limit>): RateLimiter.Limit => ({
   type: "tpm",
   limit: 600,
   timePeriod: 60_000,
+  price: undefined,
+  onExceeded: "wait",
   margin: 0,
   chargedAt: "dispatch",
   algorithm: "slidingWindow",
