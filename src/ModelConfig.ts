@@ -324,6 +324,44 @@ export type Codec = Schema.Codec<any, any>
  */
 export type Failure<E extends Codec> = Codec extends E ? never : E["Type"]
 
+/**
+ * A model whose processor gives a stream: each element is an `A`. Invariant in all three types.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StreamModelConfig<in out P, in out A, in out E> extends AnyStream {
+  readonly "~effect-llm-queue/StreamModelConfig": {
+    readonly P: Types.Invariant<P>
+    readonly A: Types.Invariant<A>
+    readonly E: Types.Invariant<E>
+  }
+}
+
+/**
+ * Any model whose processor gives a stream.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface AnyStream extends Any {
+  readonly definition: Definition & { readonly elementUsage?: ((element: never) => Usage | undefined) | undefined }
+}
+
+/**
+ * Options of a model whose processor gives a stream.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StreamOptions<P, A> extends Omit<Options<P, never>, "usage" | "deadLetters"> {
+  /**
+   * Reads the token usage from an element, where it has one. The reservation is settled with the last one that was read
+   * when the stream ends, however it ends; without any the estimate stays.
+   */
+  readonly usage?: ((element: A) => Usage | undefined) | undefined
+}
+
 const variance = {
   // oxlint-disable-next-line typescript/no-explicit-any -- one value stands for every instantiation
   P: (_: any) => _,
@@ -341,6 +379,23 @@ const fields = <P, A, E>(
   "~effect-llm-queue/ModelConfig": variance,
   modelId,
   definition
+})
+
+const streamFields = <P, A, E>(
+  modelId: string,
+  { usage, ...options }:
+    & {
+      readonly params?: Codec
+      readonly element?: Codec
+      readonly error?: Codec | undefined
+      // oxlint-disable-next-line typescript/no-explicit-any -- of the element's type
+      readonly usage?: ((element: any) => Usage | undefined) | undefined
+    }
+    & Limits
+): StreamModelConfig<P, A, E> => ({
+  "~effect-llm-queue/StreamModelConfig": variance,
+  modelId,
+  definition: { params: undefined, result: options.element, error: undefined, ...options, elementUsage: usage }
 })
 
 /**
@@ -395,3 +450,51 @@ export const makeUntyped = <P, A, E = never>(
   modelId: string,
   options: Options<P, A> & Limits
 ): ModelConfig<P, A, E> => fields(modelId, { params: undefined, result: undefined, error: undefined, ...options })
+
+/**
+ * Makes a model whose processor gives a stream, from schemas: `QueueManager.layerStream` registers it, and
+ * `manager.stream` runs it.
+ *
+ * **Example** (A model that streams text)
+ *
+ * ```ts
+ * import { Schema } from "effect"
+ * import { ModelConfig, RateLimiter } from "effect-llm-queue"
+ *
+ * const Writer = ModelConfig.makeStream("writer", {
+ *   params: Schema.Struct({ prompt: Schema.String }),
+ *   element: Schema.Struct({ text: Schema.String, usage: Schema.optional(ModelConfig.Usage) }),
+ *   rateLimiters: [RateLimiter.rpm(500), RateLimiter.tpm(30_000)],
+ *   usage: (element) => element.usage
+ * })
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const makeStream = <P extends Codec, A extends Codec, E extends Codec = typeof Schema.Never>(
+  modelId: string,
+  options:
+    & { readonly params: P; readonly element: A; readonly error?: E | undefined }
+    & StreamOptions<NoInfer<P>["Type"], NoInfer<A>["Type"]>
+    & Limits
+): StreamModelConfig<P["Type"], A["Type"], Failure<E>> => streamFields(modelId, options)
+
+/**
+ * Makes a model whose processor gives a stream, from types alone.
+ *
+ * **Example** (A model that streams strings)
+ *
+ * ```ts
+ * import { ModelConfig } from "effect-llm-queue"
+ *
+ * const Writer = ModelConfig.makeStreamUntyped<{ prompt: string }, string>("writer", { rateLimit: 10 })
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const makeStreamUntyped = <P, A, E = never>(
+  modelId: string,
+  options: StreamOptions<P, A> & Limits
+): StreamModelConfig<P, A, E> => streamFields(modelId, options)

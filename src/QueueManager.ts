@@ -38,6 +38,17 @@ export type Processor<P, A, E, R> = (
 ) => Effect.Effect<NoInfer<A>, NoInfer<E>, R>
 
 /**
+ * What does the work of a model of streams. The stream is run when the request is dispatched, in a fiber of its own, and
+ * its scope closes when it ends or is cut short: until then the request keeps its permit.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type StreamProcessor<P, A, E, R> = (
+  request: QueueRequest.StreamRequest<P, A, E>
+) => Stream.Stream<NoInfer<A>, NoInfer<E>, R>
+
+/**
  * A model with its processor, for lists of models of different types.
  *
  * @category models
@@ -206,6 +217,29 @@ export class QueueManager extends Context.Service<QueueManager, {
     params: NoInfer<P>,
     options?: QueueRequest.RequestOptions
   ): Effect.Effect<QueueResponse.Completed<A>, E | QueueError.SubmitError>
+
+  /** Opens the queue of a model of streams, as `registerQueue`. */
+  registerStream<P, A, E, R>(
+    model: ModelConfig.StreamModelConfig<P, A, E>,
+    processor: StreamProcessor<P, A, E, R>
+  ): Effect.Effect<void, QueueError.RegisterError, R | Scope.Scope>
+
+  /**
+   * The stream of a model. Running it submits a request, which waits for its turn like any other; each run is a request
+   * of its own. Elements come as they are produced, at most a few ahead of the reader: a slow reader keeps the permit.
+   *
+   * - Ending early, by `Stream.take` for instance, or interrupting cancels the request and interrupts the processor.
+   * - A failure of the processor, a timeout, a cancellation or a shutdown fails the stream, after the elements that are
+   *   there already. `timeout` is counted from the run on.
+   * - What the provider refuses before the first element is attempted again unseen, as for other requests; after it the
+   *   failure is the stream's.
+   * - A completed request has the number of elements as its result. The elements are not kept.
+   */
+  stream<P, A, E>(
+    model: ModelConfig.StreamModelConfig<P, A, E>,
+    params: NoInfer<P>,
+    options?: QueueRequest.RequestOptions
+  ): Stream.Stream<A, E | QueueError.SubmitError>
 
   /**
    * Waits for the end of a request submitted before. Interrupting it cancels nothing.
@@ -440,6 +474,29 @@ export const layerModel = <P, A, E, R>(
   processor: Processor<P, A, E, R>
 ): Layer.Layer<never, QueueError.RegisterError, QueueManager | Exclude<R, Scope.Scope>> =>
   Layer.effectDiscard(QueueManager.use((manager) => manager.registerQueue(model, processor)))
+
+/**
+ * A model of streams with its processor, to be registered together with others.
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const streamRegistration: <P, A, E, R>(
+  model: ModelConfig.StreamModelConfig<P, A, E>,
+  processor: StreamProcessor<P, A, E, R>
+) => Registration<R> = internal.streamRegistration
+
+/**
+ * Registers a model of streams for as long as the layer lives. What the processor needs becomes what the layer needs.
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layerStream = <P, A, E, R>(
+  model: ModelConfig.StreamModelConfig<P, A, E>,
+  processor: StreamProcessor<P, A, E, R>
+): Layer.Layer<never, QueueError.RegisterError, QueueManager | Exclude<R, Scope.Scope>> =>
+  Layer.effectDiscard(QueueManager.use((manager) => manager.registerStream(model, processor)))
 
 /**
  * Registers several models, or none, for as long as the layer lives. They are drained together.

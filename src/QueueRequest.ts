@@ -75,6 +75,18 @@ export interface QueueRequest<in out P, in out A, in out E, out W extends boolea
 }
 
 /**
+ * A request for a stream.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface StreamRequest<in out P, in out A, in out E> extends RequestOptions {
+  readonly model: ModelConfig.StreamModelConfig<P, A, E>
+  readonly id: string
+  readonly params: P
+}
+
+/**
  * Makes a request. Nothing is checked until it is submitted.
  *
  * **Gotchas**

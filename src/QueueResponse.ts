@@ -54,6 +54,8 @@ export interface Base {
   readonly processingTime: Duration.Duration
   /** How often it was handed to its processor. */
   readonly attempts: number
+  /** Of a stream: from the start of the attempt until its first element; `undefined` before that. */
+  readonly timeToFirstElement: Duration.Duration | undefined
   /** The attempts that the provider refused and that were, or will be, followed by another one; in order. */
   readonly refusals: ReadonlyArray<RefusedAttempt>
   /** As reported by the model's `usage` or by `updateTokenUsage`; `undefined` until then. */

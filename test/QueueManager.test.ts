@@ -721,6 +721,7 @@ describe("QueueManager", () => {
           requestId: "second",
           modelId: "fields",
           tenant: undefined,
+          timeToFirstElement: undefined,
           createdAt: submittedAt,
           refusals: [],
           inputTokensUsed: undefined,

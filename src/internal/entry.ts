@@ -78,6 +78,8 @@ export interface Entry {
   state: "suspended" | "waiting" | "dispatched"
   /** How often it was dispatched. */
   attempts: number
+  /** When the first element of its stream was there. */
+  firstElementAt: number | undefined
   /** The latest ones that were followed by another attempt. */
   readonly refusals: Array<QueueResponse.RefusedAttempt>
   /** When it began to wait: at its submission, or at the end of the attempt before. */
@@ -170,6 +172,9 @@ export const baseOf = (entry: Entry, now: number): QueueResponse.Base => {
     queueTime: Duration.millis(waitingTime(entry, until)),
     processingTime: Duration.millis(processingTime(entry, until)),
     attempts: entry.attempts,
+    timeToFirstElement: entry.firstElementAt === undefined || entry.dispatchedAt === undefined
+      ? undefined
+      : Duration.millis(entry.firstElementAt - entry.dispatchedAt),
     refusals: entry.refusals.slice(),
     inputTokensUsed: entry.usage?.inputTokens,
     outputTokensUsed: entry.usage?.outputTokens

@@ -12,6 +12,7 @@ import * as RateLimiter from "../RateLimiter.ts"
 import type { AnyModel, AnyRequest, Failure, ProcessorFailure, Snapshot } from "./entry.ts"
 import * as modelQueue from "./modelQueue.ts"
 import * as settings from "./settings.ts"
+import * as streams from "./streams.ts"
 
 /** A registration as the manager sees it. */
 interface Registration extends QueueManager.Registration<never> {
@@ -33,6 +34,15 @@ export const registration = <R>(model: unknown, processor: unknown): QueueManage
   }
   return registration
 }
+
+export const streamRegistration = <R>(model: ModelConfig.AnyStream, processor: unknown): QueueManager.Registration<R> =>
+  registration(
+    model,
+    // What is no function is named when it is registered.
+    typeof processor === "function" ? streams.processor(model, processor as StreamOf) : processor
+  )
+
+type StreamOf = Parameters<typeof streams.processor>[1]
 
 const idOf = (model: AnyModel | string): string => typeof model === "string" ? model : model.modelId
 
@@ -223,6 +233,14 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
     registerAllQueues: (items: ReadonlyArray<AnyModel | Registration>, processor?: modelQueue.Processor) =>
       register(
         items.map((item) => "processor" in item ? item : registration(item, processor) as Registration)
+      ),
+    registerStream: (model: ModelConfig.AnyStream, processor: StreamOf) =>
+      register([streamRegistration(model, processor) as Registration]),
+    stream: (model: AnyModel, params: unknown, options?: QueueRequest.RequestOptions) =>
+      streams.consume(
+        // Its elements are read where it is submitted; what is behind the id is a model of streams.
+        () => QueueRequest.make(model as AnyRequest["model"], { ...options, params }),
+        submitRequest
       ),
     unregisterQueue: Effect.fn("QueueManager.unregisterQueue")(function*(model: AnyModel | string) {
       yield* closeAndForget([yield* queueOf(model)])

@@ -88,6 +88,10 @@ export interface ModelQueue {
   readonly resume: Effect.Effect<void>
   readonly drain: Effect.Effect<boolean>
   readonly letters: DeadLetters
+  /** What the stream of an entry that is being processed has used. */
+  readonly settle: (entry: Entry, usage: RateLimiter.Tokens) => Effect.Effect<RateLimiter.Settlement>
+  /** The first element of its stream is there: it cannot be attempted again unseen. */
+  readonly streaming: (entry: Entry) => void
   /** The headers of the response to a request that is being processed have come. */
   readonly observe: (entry: Entry, headers: ProviderProfile.HeadersInput) => Effect.Effect<void>
   readonly estimateWait: (
@@ -582,6 +586,7 @@ export const make = Effect.fnUntraced(function*(
       nested: isNested,
       state: "suspended",
       attempts: 0,
+      firstElementAt: undefined,
       refusals: [],
       waitsSince: submittedAt,
       dispatchedAt: undefined,
@@ -892,6 +897,7 @@ export const make = Effect.fnUntraced(function*(
   ) {
     const isHealthy = refusal.kind === "rate" || refusal.kind === "ramp"
     if (!isHealthy && refusal.kind !== "overload" && refusal.kind !== "transient") return undefined
+    if (entry.firstElementAt !== undefined) return undefined
     if (state !== "open" && !(state === "closing" && draining)) return undefined
     if (isQuotaExhausted(now())) return undefined
     const next = yield* Effect.exit(Effect.flatMap(
@@ -1487,6 +1493,10 @@ export const make = Effect.fnUntraced(function*(
     }),
     drain: drainOut,
     letters,
+    settle,
+    streaming: (entry) => {
+      entry.firstElementAt = now()
+    },
     reportUsage: (id, report) =>
       Effect.flatMap(find(id), (entry) => {
         const usage = settings.usage(report)
