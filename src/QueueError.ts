@@ -475,6 +475,7 @@ export type AcceptError =
   | QueueShutdown
   | QueueDraining
   | QuotaExhausted
+  | ProviderUnavailable
   | QueueTimeout
 
 /**
@@ -487,7 +488,6 @@ export type SubmitError =
   | AcceptError
   | RequestCancelled
   | RateLimitExceeded
-  | ProviderUnavailable
   | ProcessingError
 
 /**

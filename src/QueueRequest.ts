@@ -41,6 +41,11 @@ export interface RequestOptions {
   readonly deadline?: DateTime.DateTime.Input | undefined
   /** Counts from the start of an attempt. More than zero. */
   readonly processingTimeout?: Duration.Input | undefined
+  /**
+   * What happens when the circuit breaker of the model's provider is open, or opens while it waits: it waits for the
+   * provider (`wait`, the default), or fails at once with `ProviderUnavailable` (`fail`).
+   */
+  readonly whenUnavailable?: "wait" | "fail" | undefined
   /** Anything the processor should know besides the parameters. Not looked at by the queue. */
   readonly metadata?: Readonly<Record<string, unknown>> | undefined
 }

@@ -1,4 +1,5 @@
 export * as ModelConfig from "./ModelConfig.ts"
+export * as ModelGroup from "./ModelGroup.ts"
 export * as ModelQueue from "./ModelQueue.ts"
 export * as ProviderProfile from "./ProviderProfile.ts"
 export * as QueueError from "./QueueError.ts"

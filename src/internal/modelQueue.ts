@@ -460,6 +460,10 @@ export const make = Effect.fnUntraced(function*(
       cause
     })
 
+  const leavesWhenUnavailable = (entry: Entry): boolean => entry.request?.whenUnavailable === "fail" && !entry.nested
+
+  const reopensIn = (gate: ProviderGate): number => Math.max(0, gate.openUntil - now())
+
   const quotaExhausted = (requestId: string) =>
     new QueueError.QuotaExhausted({
       modelId,
@@ -543,6 +547,10 @@ export const make = Effect.fnUntraced(function*(
       : parsed(problems, "priority", settings.headStart(context.priority), 0)
     const tenantProblem = context.tenant === undefined ? undefined : settings.checkId(context.tenant)
     if (tenantProblem !== undefined) problems.push(`tenant: ${tenantProblem}`)
+    const { whenUnavailable } = request
+    if (whenUnavailable !== undefined && whenUnavailable !== "wait" && whenUnavailable !== "fail") {
+      problems.push(`whenUnavailable: expected "wait" or "fail", got ${settings.show(whenUnavailable)}`)
+    }
     const labelProblem = context.labels === undefined ? undefined : settings.checkLabels(context.labels)
     if (labelProblem !== undefined) problems.push(`labels: ${labelProblem}`)
     problems.push(...config.checkParams(request.params))
@@ -626,6 +634,7 @@ export const make = Effect.fnUntraced(function*(
       return new QueueError.QueueDraining({ modelId, requestId: entry.id })
     }
     if (gate?.isQuotaExhausted(now())) return quotaExhausted(entry.id)
+    if (gate?.isBlocked(now()) && leavesWhenUnavailable(entry)) return unavailable(entry, gate.reason, reopensIn(gate))
     // A processor that waits for room in its own queue could be what the room waits for.
     const mayWait = config.strategy === "suspend" && runningAncestor(entry.parent) === undefined
     if (!entry.nested && !hasRoom() && !mayWait && config.strategy !== "dropOldest") return queueFull(entry.id)
@@ -950,6 +959,7 @@ export const make = Effect.fnUntraced(function*(
   ) {
     gate.refusals[refusal.kind]++
     const failed = refusal.kind === "overload" || refusal.kind === "transient"
+    const wasBlocked = gate.isBlocked(now())
     if (failed || refusal.kind === "quota") gate.failed(entry, refusal, entry.dispatchedAt!, running.size, now())
     else gate.answered(entry, false)
     if (refusal.kind === "rate" && windows === 0) gate.limited(refusal, entry.dispatchedAt!, running.size, now())
@@ -973,6 +983,11 @@ export const make = Effect.fnUntraced(function*(
       if (!end(entry, outcome)) {
         entry.request = undefined
         checkDrained()
+      }
+    }
+    if (!wasBlocked && gate.isBlocked(now())) {
+      for (const waiter of [...listed(suspended), ...listed(waiting)]) {
+        if (leavesWhenUnavailable(waiter)) fail(waiter, unavailable(waiter, gate.reason, reopensIn(gate)))
       }
     }
     if (refusal.kind !== "quota") return
