@@ -154,13 +154,17 @@ const predict = (
 
 /** What is charged for a reservation and still matters, of the model and of the tenant. */
 const forEachCharge = (reservation: Reservation, f: (state: LimitState, charged: Charged) => void): void => {
-  for (const each of [reservation, reservation.ofTenant]) {
-    if (each === undefined) continue
-    const { charges, generation: { states } } = each
-    for (let i = 0; i < states.length; i++) {
-      const charged = charges[i]
-      if (charged !== undefined) f(states[i]!, charged)
-    }
+  visit(reservation, f)
+  if (reservation.ofTenant !== undefined) visit(reservation.ofTenant, f)
+}
+
+const visit = (
+  { charges, generation: { states } }: Charges,
+  f: (state: LimitState, charged: Charged) => void
+): void => {
+  for (let i = 0; i < states.length; i++) {
+    const charged = charges[i]
+    if (charged !== undefined) f(states[i]!, charged)
   }
 }
 

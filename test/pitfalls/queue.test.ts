@@ -492,6 +492,13 @@ describe("pitfalls: queue", () => {
       yield* fails(manager.awaitCompletion(Model, "waits"))
       yield* TestClock.adjust("1 second")
       yield* fails(manager.awaitCompletion(Model, "runs"))
+      const Bought = ModelConfig.makeUntyped<string, string>("bought", {
+        rateLimiters: [RateLimiter.budget(1, { price: { input: 1e6, output: 0 } })]
+      })
+      yield* manager.registerQueue(Bought, () =>
+        Effect.succeed("ok"))
+      yield* manager.submit(Bought, "spends all", estimate)
+      yield* fails(manager.submit(Bought, "needs more", estimate))
       const Refused = ModelConfig.makeUntyped<number, string, { readonly status: number; readonly body?: unknown }>(
         "refused",
         { rateLimiters: "unlimited", provider: ProviderProfile.generic, retry: { schedule: Schedule.recurs(0) } }
@@ -500,8 +507,7 @@ describe("pitfalls: queue", () => {
         Effect.fail({ status }))
       for (const status of [429, 503, 402]) {
         yield* fails(
-          Effect.catchIf(manager.submit(Refused, status), (error) =>
-            "status" in error, (error) => Effect.die(error))
+          Effect.catchIf(manager.submit(Refused, status), (error) => "status" in error, (error) => Effect.die(error))
         )
       }
       yield* manager.drainQueue(Refused)
