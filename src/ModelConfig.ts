@@ -98,6 +98,24 @@ export interface Retention {
 }
 
 /**
+ * Which requests share one call, and how long its result answers others.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Deduplicate<P> {
+  /**
+   * The key of requests that give no `dedupeKey`: `"params"` for all of their parameters, as the schema encodes them,
+   * or a text made from them; `undefined` for a request that shares with none. Default: only those that give one share.
+   */
+  readonly key?: "params" | ((params: P) => string | undefined) | undefined
+  /** How long the result of a call that succeeded answers requests of its key. Counts from its end. Default: not. */
+  readonly keep?: Duration.Input | undefined
+  /** Most results that are kept in memory. Default 1,000. */
+  readonly count?: number | undefined
+}
+
+/**
  * How many failed requests are kept with their parameters, to be looked at and submitted again.
  *
  * @category models
@@ -215,6 +233,7 @@ export interface Options<P, A> {
   readonly strategy?: Strategy | undefined
   readonly retention?: Retention | undefined
   readonly deadLetters?: DeadLetters | undefined
+  readonly deduplicate?: Deduplicate<P> | undefined
   /** For requests that give none. Counts from submission. Default: no timeout. */
   readonly timeout?: Duration.Input | undefined
   /** For requests that give none. Counts from the start of an attempt. Default: no timeout. */
@@ -354,7 +373,7 @@ export interface AnyStream extends Any {
  * @category models
  * @since 0.1.0
  */
-export interface StreamOptions<P, A> extends Omit<Options<P, never>, "usage" | "deadLetters"> {
+export interface StreamOptions<P, A> extends Omit<Options<P, never>, "usage" | "deadLetters" | "deduplicate"> {
   /**
    * Reads the token usage from an element, where it has one. The reservation is settled with the last one that was read
    * when the stream ends, however it ends; without any the estimate stays.

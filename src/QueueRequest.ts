@@ -42,6 +42,11 @@ export interface RequestOptions {
   /** Counts from the start of an attempt. More than zero. */
   readonly processingTimeout?: Duration.Input | undefined
   /**
+   * Requests of a model with the same key share one call and one charge while it waits or is processed: 1 to 256
+   * characters. `false` keeps a request apart where the model says that equal ones share. Streams do not share.
+   */
+  readonly dedupeKey?: string | false | undefined
+  /**
    * What happens when the circuit breaker of the model's provider is open, or opens while it waits: it waits for the
    * provider (`wait`, the default), or fails at once with `ProviderUnavailable` (`fail`).
    */

@@ -56,6 +56,10 @@ export interface Base {
   readonly attempts: number
   /** Of a stream: from the start of the attempt until its first element; `undefined` before that. */
   readonly timeToFirstElement: Duration.Duration | undefined
+  /** Of a request with a deduplication key: the id of the call that it shares, which is a request of its own. */
+  readonly sharedWith?: string | undefined
+  /** Whether it was answered by the result of an earlier call, that was kept. */
+  readonly isKept?: boolean | undefined
   /** The attempts that the provider refused and that were, or will be, followed by another one; in order. */
   readonly refusals: ReadonlyArray<RefusedAttempt>
   /** As reported by the model's `usage` or by `updateTokenUsage`; `undefined` until then. */

@@ -1,4 +1,5 @@
 import type * as Cause from "effect/Cause"
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
@@ -9,6 +10,8 @@ import type * as QueueManager from "../QueueManager.ts"
 import * as QueueRequest from "../QueueRequest.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
 import * as RateLimiter from "../RateLimiter.ts"
+import * as ResultStore from "../ResultStore.ts"
+import * as dedupe from "./dedupe.ts"
 import type { AnyModel, AnyRequest, Failure, ProcessorFailure, Snapshot } from "./entry.ts"
 import * as modelQueue from "./modelQueue.ts"
 import * as settings from "./settings.ts"
@@ -74,6 +77,8 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
   }
   // The manager's, not the registering fiber's: it is provided where the limits are shared.
   const limiters = yield* RateLimiter.RateLimiter
+  const stores = yield* ResultStore.ResultStore
+  const clock = yield* Clock.Clock
   const queues = new Map<string, modelQueue.ModelQueue>()
   /** Queues registered together, less those that have closed: all that their scope's finalizer keeps. */
   const groups = new Map<modelQueue.ModelQueue, Set<modelQueue.ModelQueue>>()
@@ -170,10 +175,19 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
     yield* Effect.forEach(
       configs,
       (config, index) =>
-        Effect.map(
-          modelQueue.make(config, registrations[index]!.processor, limiters, publish),
-          (queue) => made.add(queue)
-        ),
+        Effect.gen(function*() {
+          const { model, processor } = registrations[index]!
+          const queue = yield* modelQueue.make(config, processor, limiters, publish)
+          const store = config.deduplicate.keep === 0 ? undefined : yield* Scope.provide(
+            stores.make({
+              modelId: config.modelId,
+              schema: model.definition.result,
+              count: config.deduplicate.count
+            }),
+            queue.scope
+          )
+          made.add(dedupe.make(queue, config, store, clock, publish))
+        }),
       { discard: true }
     ).pipe(
       // Only a foreign limiter can fail here, or take so long that the manager has shut down.

@@ -60,6 +60,8 @@ export type Processor = (request: AnyRequest) => Effect.Effect<unknown, Processo
 
 export interface ModelQueue {
   readonly modelId: string
+  /** Closes with the queue. */
+  readonly scope: Scope.Scope
   /** Accepts and waits for the end. */
   readonly submit: (request: AnyRequest) => Effect.Effect<QueueResponse.Completed<unknown>, Failure>
   /** Waits for acceptance only. */
@@ -88,6 +90,10 @@ export interface ModelQueue {
   readonly resume: Effect.Effect<void>
   readonly drain: Effect.Effect<boolean>
   readonly letters: DeadLetters
+  /** Whether a request is known under the id. */
+  readonly has: (id: string) => boolean
+  /** Whether a request is the one that is being processed, or one that waits for it. */
+  readonly isWithin: (id: string, current: Entry | undefined) => boolean
   /** What the stream of an entry that is being processed has used. */
   readonly settle: (entry: Entry, usage: RateLimiter.Tokens) => Effect.Effect<RateLimiter.Settlement>
   /** The first element of its stream is there: it cannot be attempted again unseen. */
@@ -1452,6 +1458,7 @@ export const make = Effect.fnUntraced(function*(
 
   const queue: ModelQueue = {
     modelId,
+    scope,
     submit,
     accept,
     awaitCompletion: (id) =>
@@ -1508,6 +1515,11 @@ export const make = Effect.fnUntraced(function*(
     }),
     drain: drainOut,
     letters,
+    has: (id) => entries.has(id),
+    isWithin: (id, current) => {
+      const entry = entries.get(id)
+      return entry !== undefined && isAncestorOrSelf(entry, current)
+    },
     settle,
     streaming: (entry) => {
       entry.firstElementAt = now()

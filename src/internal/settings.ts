@@ -22,6 +22,13 @@ export interface Settings {
   readonly strategy: ModelConfig.Strategy
   readonly retainCount: number
   readonly retainAge: number
+  readonly deduplicate: {
+    /** A key from parameters, or what is wrong with them; `undefined` when only requests have keys. */
+    readonly keyOf: ((params: unknown) => string | undefined | { readonly problem: string }) | undefined
+    /** 0 for not. */
+    readonly keep: number
+    readonly count: number
+  }
   readonly letterCount: number
   readonly letterAge: number
   /** `Infinity` for none, as `processingTimeout`. */
@@ -615,6 +622,67 @@ const resolveEstimator = (
   return undefined
 }
 
+/** JSON in which the order of an object's keys does not matter. */
+const canonical = (value: unknown): string =>
+  JSON.stringify(value, (_, part: unknown) =>
+    typeof part === "object" && part !== null && !Array.isArray(part)
+      ? Object.fromEntries(Object.entries(part).toSorted(([a], [b]) => a < b ? -1 : a > b ? 1 : 0))
+      : part)
+
+const resolveDeduplicate = (
+  definition: ModelConfig.Definition,
+  problems: Array<string>
+): Settings["deduplicate"] => {
+  const given: unknown = definition.deduplicate
+  if (given !== undefined && (typeof given !== "object" || given === null)) {
+    problems.push(`deduplicate: expected an object, got ${show(given)}`)
+  }
+  const { count, keep, key }: { readonly count?: unknown; readonly keep?: unknown; readonly key?: unknown } =
+    typeof given === "object" && given !== null ? given : {}
+  const parsed = keep === undefined ? 0 : millis(keep)
+  if (parsed === undefined || parsed < 0) {
+    problems.push(`deduplicate.keep: expected a duration of zero or more, got ${show(keep)}`)
+  }
+  const settings = {
+    keep: parsed ?? 0,
+    count: whole("deduplicate.count", count, 1000, problems)
+  }
+  if (key === undefined) return { ...settings, keyOf: undefined }
+  if (typeof key === "function") {
+    return {
+      ...settings,
+      keyOf: (params) => {
+        try {
+          const made: unknown = key(params)
+          return made === undefined || typeof made === "string"
+            ? made
+            : { problem: `deduplicate.key: expected a text, got ${show(made)}` }
+        } catch (error) {
+          return { problem: `deduplicate.key: threw ${show(error)}` }
+        }
+      }
+    }
+  }
+  if (key !== "params") problems.push(`deduplicate.key: expected "params" or a function, got ${show(key)}`)
+  if (!Schema.isSchema(definition.params)) {
+    problems.push(`deduplicate.key: "params" needs a schema of the parameters; give a function`)
+    return { ...settings, keyOf: undefined }
+  }
+  const encode = Schema.encodeUnknownExit(Schema.toCodecJson(definition.params as ModelConfig.Codec))
+  return {
+    ...settings,
+    keyOf: (params) => {
+      try {
+        const exit = encode(params)
+        if (Exit.isSuccess(exit)) return canonical(exit.value)
+        return { problem: `params: they cannot be encoded: ${show(Cause.squash(exit.cause))}` }
+      } catch (error) {
+        return { problem: `params: they cannot be encoded: ${show(error)}` }
+      }
+    }
+  }
+}
+
 /** What tenants may use, and how they share. */
 const resolveTenants = (
   given: unknown,
@@ -794,6 +862,7 @@ export const resolve = (
     strategy,
     retainCount,
     retainAge: retainAge ?? 0,
+    deduplicate: resolveDeduplicate(definition, problems),
     letterCount: whole("deadLetters.count", definition.deadLetters?.count, 0, problems, 0),
     letterAge: letterAge ?? 0,
     timeout: number("timeout", timeout(definition.timeout), 0),

@@ -24,6 +24,9 @@ interface StreamRequest extends AnyRequest {
   readonly [sinkKey]?: Sink
 }
 
+/** Whether a request is for a stream. */
+export const isStream = (request: StreamRequest): boolean => request[sinkKey] !== undefined
+
 /** The processor of an entry from one that gives a stream: it ends with the number of elements. */
 export const processor = (
   { definition: { elementUsage }, modelId }: ModelConfig.AnyStream,
