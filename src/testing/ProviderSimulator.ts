@@ -451,6 +451,8 @@ export interface ForeignLoad {
   readonly key?: string | undefined
   readonly rpm: number
   readonly tpm: number
+  /** Output tokens per minute. Default 0. */
+  readonly otpm?: number | undefined
 }
 
 /**

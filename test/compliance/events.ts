@@ -160,7 +160,11 @@ const foreign = (world: World, provider: Provider, share: number) => {
   const { dimension, limit } = whole(provider)
   const tokens = dimension !== "requests"
   const rpm = tokens ? share * limit / 100 : share * limit
-  return world.provider.simulator.foreign(server.model, { rpm, tpm: tokens ? share * limit : rpm })
+  return world.provider.simulator.foreign(server.model, {
+    rpm,
+    tpm: dimension === "output" ? rpm : tokens ? share * limit : rpm,
+    otpm: dimension === "output" ? share * limit : 0
+  })
 }
 
 const share = 0.5
@@ -200,8 +204,6 @@ export const events: ReadonlyArray<Event> = [
   {
     name: "others take half",
     sudden: true,
-    // Of the output of others the simulator knows nothing.
-    concerns: ({ name }) => name !== "anthropic, output",
     script: (world, provider) => Effect.andThen(Effect.sleep(at), foreign(world, provider, share)),
     left: ({ model: { foreign } }, { binding, server: { limits } }) => {
       const { dimension, limit } = limits[binding]!

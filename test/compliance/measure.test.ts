@@ -32,6 +32,14 @@ describe("utilisation", () => {
     assert.isBelow(utilisation(bursts(60).filter(({ at }) => at < 600 || at > 900), range), 0.87)
   })
 
+  it("sees a client that stops one and a half periods before the end", () => {
+    const even = (until: number) => Array.from({ length: until }, (_, at) => ({ at, amount: 1 }))
+    const minutes = { limit: 60, period: 60, from: 120, to: 720 }
+    assert.closeTo(utilisation(even(720), minutes), 1, 1e-9)
+    assert.closeTo(utilisation(even(630), minutes), 0.85, 0.01)
+    assert.closeTo(utilisation(even(612), minutes), 0.82, 0.01)
+  })
+
   it("of next to nothing is next to nothing", () => {
     assert.strictEqual(utilisation([], range), 0)
     assert.closeTo(utilisation([{ at: 500, amount: 6 }], range), 0.005, 1e-9)

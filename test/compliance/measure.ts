@@ -12,7 +12,7 @@ export interface Charged {
  * Charges come in bursts of a whole limit where windows are slid or fixed, so what is counted between two given
  * instants depends on how the bursts fall. Therefore whole limits are timed: how long after each charge of the first
  * limit's worth the one came that many limits later, on the average. A client that stops is caught by the plain count,
- * which can be short of the truth by one limit at each end.
+ * which can be short of the truth by one limit at each end, and by the silence at the end.
  */
 export const utilisation = (
   charges: ReadonlyArray<Charged>,
@@ -41,5 +41,7 @@ export const utilisation = (
     elapsed += part * (taken[later]!.at - at)
   }
   const timed = limits * period / (elapsed / sum)
-  return Math.min(timed, plain + 2 * period / (to - from))
+  // The next burst of a whole limit comes a period and the jitter after the last one, which is a third of it at most.
+  const hasStopped = to - taken.at(-1)!.at > 1.4 * period
+  return hasStopped ? plain : Math.min(timed, plain + 2 * period / (to - from))
 }

@@ -185,6 +185,17 @@ export const ruleTable = (results: ReadonlyArray<RuleResult>): string =>
     })
   )
 
+/** Events that do not meet what is asked of the others, because nothing but refusals tells of them. */
+export const outOfReach = (outcomes: ReadonlyArray<Outcome>): ReadonlyArray<string> =>
+  outcomes.flatMap((outcome) =>
+    outcome.kind !== "event" ? [] : outcome.results
+      .filter((result) => result.untold && eventPasses(result))
+      .filter(({ perLimit, required, utilisation }) => perLimit > 1 || utilisation < required)
+      .map(({ cell, perLimit, required, seed, utilisation }) =>
+        `${cell}, seed ${seed}: ${perLimit} refusals by one limit, ${percent(utilisation)} % of ${percent(required)} %`
+      )
+  )
+
 /** What does not pass, in words. */
 export const verdict = (outcomes: ReadonlyArray<Outcome>): ReadonlyArray<string> =>
   outcomes.flatMap((outcome) => {

@@ -71,10 +71,12 @@ if (values.worker) {
     writeFileSync(values.json, `${JSON.stringify(results.map(report.rowOf), undefined, 2)}\n`)
   }
   const failures = report.verdict(outcomes)
+  const unreachable = report.outOfReach(outcomes)
+  const passed = outcomes.length - failures.length - unreachable.length
   stdout.write(
-    `${outcomes.length} runs in ${((performance.now() - started) / 1000).toFixed(0)} s; ${
-      failures.length === 0 ? "all pass" : `${failures.length} fail:\n${failures.join("\n")}`
-    }\n`
+    `${outcomes.length} runs in ${((performance.now() - started) / 1000).toFixed(0)} s: ${passed} pass\n${
+      unreachable.length === 0 ? "" : `${unreachable.length} are out of reach:\n${unreachable.join("\n")}\n`
+    }${failures.length === 0 ? "" : `${failures.length} fail:\n${failures.join("\n")}\n`}`
   )
   exit(failures.length === 0 ? 0 : 1)
 }

@@ -36,6 +36,31 @@ const limited = [{ dimension: "requests", limit: 3, algorithm: "bucket" }, {
   algorithm: "bucket"
 }] as const
 
+describe("the server", () => {
+  it.effect("sends the headers of an answer that never comes", () =>
+    Effect.gen(function*() {
+      const url = yield* baseUrl
+      for (const stream of [false, true]) {
+        const response = yield* Effect.promise((signal) =>
+          fetch(`${url}/v1/chat/completions`, {
+            method: "POST",
+            headers: { "content-type": "application/json", "x-sim-fault": "silence" },
+            body: JSON.stringify({
+              model: "gpt",
+              messages: [{ role: "user", content: "Hello" }],
+              max_tokens: 5,
+              stream
+            }),
+            signal
+          })
+        )
+        assert.strictEqual(response.status, 200)
+        assert.isDefined(response.headers.get("x-request-id"))
+        yield* Effect.promise(() => response.body!.cancel())
+      }
+    }).pipe(Effect.provide(serve({ gpt: limited }))))
+})
+
 describe("the official SDKs against the simulator", () => {
   it.effect("openai: chat completions, whole and streamed, with usage", () =>
     Effect.gen(function*() {

@@ -739,7 +739,8 @@ describe("dialects", () => {
         ...openaiLimits
       ]
       const azure = ["apim-request-id", "x-ms-region", "x-request-id", ...openaiLimits]
-      const groq = ["x-groq-region", "x-request-id", ...openaiLimits]
+      // Its requests headers are of the day, and there is no such limit.
+      const groq = ["x-groq-region", "x-request-id", ...openaiLimits.filter((name) => name.endsWith("-tokens"))]
       const anthropic = [
         "request-id",
         "anthropic-organization-id",
@@ -1070,6 +1071,47 @@ describe("faults", () => {
 })
 
 describe("the books", () => {
+  it.effect("know every way in which a time to come back was told", () =>
+    Effect.gen(function*() {
+      const tells = [
+        { kind: "429", retryAfter: "9" },
+        { kind: "503", retryAfterDate: 9000 },
+        { kind: "html_502", retryAfter: "9" },
+        { kind: "html_502", retryAfterDate: 9000 }
+      ] as const
+      for (const fault of tells) {
+        const provider = yield* make({ limits: [], faults: [{ when: { nth: 1 }, ...fault }], headerSkewMs: 60_000 })
+        const attempt = post(provider, paths.chat, chatBody, { "x-sim-request-id": "a" })
+        yield* attempt
+        // Dates are in whole seconds.
+        yield* TestClock.adjust(7900)
+        yield* attempt
+        assert.strictEqual((yield* provider.report()).models[0]?.attemptsTooEarly, 1, JSON.stringify(fault))
+        yield* TestClock.adjust(1100)
+        yield* attempt
+        assert.strictEqual((yield* provider.report()).models[0]?.attemptsTooEarly, 1, JSON.stringify(fault))
+      }
+    }))
+
+  it.effect("the worst window of a bucket counts with the limit of each time", () =>
+    Effect.gen(function*() {
+      for (const scale of [0.5, 2]) {
+        const provider = yield* make({ limits: [{ dimension: "requests", limit: 60, algorithm: "bucket" }] })
+        const worst = Effect.map(provider.report(), ({ models }) => models[0]?.limits[0]?.worstWindow ?? 0)
+        for (let i = 0; i < 60; i++) yield* post(provider, paths.chat, chatBody)
+        for (let second = 0; second < 60; second++) {
+          yield* TestClock.adjust("1 second")
+          yield* post(provider, paths.chat, chatBody)
+        }
+        yield* provider.setLimits("m", { scale })
+        for (let step = 0; step < 60; step++) {
+          yield* TestClock.adjust(1000 / scale)
+          yield* post(provider, paths.chat, chatBody)
+        }
+        assert.closeTo(yield* worst, 60, 1e-6, `scaled by ${scale}`)
+      }
+    }))
+
   it.effect("tell who came back too early, and who came back after a refusal for good", () =>
     Effect.gen(function*() {
       const provider = yield* make({

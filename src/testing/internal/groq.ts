@@ -8,8 +8,12 @@ const identity = ({ id }: wire.Situation): Record<string, string> => ({
   "x-request-id": `req_${wire.hexId(id, 26)}`
 })
 
+/** Of requests only the day is told, of tokens only the minute. */
 const rateLimitHeaders = ({ quotas, requestsHeader = "rpd" }: wire.Situation): Record<string, string> =>
-  openai.rateLimitHeaders({ quotas, requestsHeader })
+  openai.rateLimitHeaders({
+    quotas: quotas.filter((quota) => quota.dimension === "requests" ? wire.isDay(quota) : !wire.isDay(quota)),
+    requestsHeader
+  })
 
 const limitName = ({ dimension, period }: Refusal): string => {
   const counted = dimension === "requests" ? "requests" : dimension === "concurrent" ? "concurrent requests" : "tokens"

@@ -617,7 +617,7 @@ export const make = (options: {
     if (!(load.rpm > 0)) return
     const { windows } = accountOf(model, load.key)
     const tokens = load.tpm / load.rpm
-    const taken: Charge = { ...nothing, requests: 1, input: tokens, tokens }
+    const taken: Charge = { ...nothing, requests: 1, input: tokens, tokens, output: (load.otpm ?? 0) / load.rpm }
     const origin = clock
     const next = (count: number): void =>
       timer.set(origin + nanos(count * 60_000 / load.rpm), () => {
@@ -730,10 +730,10 @@ const sumOf = ({ history: { amount, at, owner } }: Window, from: number, to: num
 
 /**
  * The largest sum of net charges in any window, from the history alone: any `(t - period, t]`, the aligned windows of a
- * fixed limit, and for buckets the largest sum over any time less what that time refills. It knows nothing of the
- * gauges: it is what they are checked with.
+ * fixed limit, and for buckets the largest sum over any time less what that time refills. Where a fixed window ends is
+ * all that it shares with the gauges that decide.
  */
-const worstWindow = ({ history, limit, spec }: Window, epoch: number): number => {
+const worstWindow = ({ changes, history, spec }: Window, epoch: number): number => {
   const { amount, at, owner } = history
   const period = nanos(spec.period)
   // Slots are a bucket that time does not fill again: what is charged for one is taken back when it is free.
@@ -755,27 +755,30 @@ const worstWindow = ({ history, limit, spec }: Window, epoch: number): number =>
         sum -= owner[start] === "admitted" ? amount[start] ?? 0 : 0
         start++
       }
-    } else if (index > 0) sum = Math.max(0, sum - (instant - (at[index - 1] ?? 0)) * limit / period)
+    } else if (index > 0) sum = Math.max(0, sum - allowed(changes, at[index - 1] ?? 0, instant) / period)
     sum += owner[index] === "admitted" ? amount[index] ?? 0 : 0
     worst = Math.max(worst, sum)
   }
   return worst
 }
 
+/** The integral of a limit over the time between two instants: it may have changed on the way. */
+const allowed = (changes: Window["changes"], from: number, to: number): number =>
+  changes.reduce((sum, { at, limit }, index) => {
+    const until = Math.min(to, changes[index + 1]?.at ?? Infinity)
+    return sum + limit * Math.max(0, until - Math.max(from, at))
+  }, 0)
+
 /** Net charges dated in `(from, to]`, or slots held during it, as a share of what the limit allows in that time. */
 const utilisation = (window: Window, from: number, to: number): number => {
   const start = Math.max(0, from)
   if (!(to > start)) return 0
-  // The limit may have changed on the way.
-  const allowed = window.changes.reduce((sum, { at, limit }, index) => {
-    const until = Math.min(to, (window.changes[index + 1]?.at ?? Infinity) / 1e6)
-    return sum + limit * Math.max(0, until - Math.max(start, at / 1e6))
-  }, 0)
-  if (isTimed(window)) return sumOf(window, from, to) / (allowed / window.spec.period)
+  const available = allowed(window.changes, nanos(start), nanos(to)) / 1e6
+  if (isTimed(window)) return sumOf(window, from, to) / (available / window.spec.period)
   const { amount, at } = window.history
   const held = amount.reduce(
     (sum, slots, index) => sum + slots * Math.max(0, to - Math.max((at[index] ?? 0) / 1e6, start)),
     0
   )
-  return held / allowed
+  return held / available
 }

@@ -3,8 +3,10 @@
  * the clock of its caller; its only state is the ledger's and the counters of the script.
  */
 import * as Clock from "effect/Clock"
+import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
@@ -266,6 +268,12 @@ interface Step {
   readonly output?: number | undefined
 }
 
+/** Headers, which a server sends with the first piece of a body, and then nothing. */
+const silence = (after: number): ReadonlyArray<Step> => [
+  { after, text: () => "" },
+  { after, text: undefined, act: "never" }
+]
+
 const Kinds = Schema.String.check(Schema.makeFilter(isFaultKind))
 const OneOrMany = Schema.Union([Schema.Finite, Schema.Array(Schema.Finite)])
 const FaultScript = Schema.Struct({
@@ -437,15 +445,25 @@ export const make = (options: Options, { disconnected, epoch, now }: {
   /** What a refusal told the client is remembered, to see whether it heeds it. */
   const tell = (
     requestId: string | undefined,
-    { error, headers, hint }: Pick<wire.Reply, "headers" | "hint"> & { readonly error: wire.WireError }
+    { error, headers, hint }: Pick<wire.Reply, "headers" | "hint"> & {
+      readonly error: Pick<wire.WireError, "isRetryable">
+    },
+    wall: number
   ): void => {
     if (requestId === undefined) return
     const millis = Number(headers["retry-after-ms"])
-    const seconds = Number(headers["retry-after"])
-    const retryAfter = millis > 0 ? millis : seconds > 0 ? seconds * 1000 : hint
+    const after = headers["retry-after"] ?? ""
+    const seconds = Number(after)
+    const date = Number.isNaN(seconds) ? Option.getOrUndefined(DateTime.make(after)) : undefined
+    // A date that has passed, and what is neither, asks for nothing.
+    const given = millis > 0
+      ? millis
+      : seconds > 0
+      ? seconds * 1000
+      : date && Math.max(0, date.epochMilliseconds - wall)
     books.told(requestId, {
       isFinal: !error.isRetryable || headers["x-should-retry"] === "false",
-      retryAfter
+      retryAfter: given ?? hint
     })
   }
 
@@ -493,7 +511,7 @@ export const make = (options: Options, { disconnected, epoch, now }: {
       act: "end",
       output: tokens
     })
-    if (kind === "silence") return [{ after: firstByteAfter, text: undefined, act: "never" }]
+    if (kind === "silence") return silence(firstByteAfter)
     const isCutShort = kind === "stall" || kind === "reset_mid_body" || kind === "truncated"
       || kind === "stream_error_late"
     const last = isCutShort ? Math.ceil(words.length / 2) : words.length
@@ -622,7 +640,7 @@ export const make = (options: Options, { disconnected, epoch, now }: {
             { after: total, text: () => text, act: "end", output: usage.output }
           ]
         case "silence":
-          return [{ after: total, text: undefined, act: "never" }]
+          return silence(total)
         default:
           return [
             { after: total, text: () => half },
@@ -724,17 +742,18 @@ export const make = (options: Options, { disconnected, epoch, now }: {
       const situation = situationOf(served, decision ?? { id: 0, quotas: [] }, at, wallClock)
       const retryAfter = retryAfterHeader(fault, situation.wall)
       if (fault.kind === "html_502") {
+        tell(requestId, { error: { isRetryable: true }, headers: retryAfter }, situation.wall)
         return send(own, situation, 502, { "content-type": "text/html", ...retryAfter }, faults.badGateway)
       }
       const error = faults.errorOf(dialect, fault.kind === "in_band_429" ? "429" : fault.kind)
       if (fault.kind === "in_band_429" && prompt.stream) {
         const headers = { "retry-after": "1", ...retryAfter }
-        tell(requestId, { error, headers })
+        tell(requestId, { error, headers }, situation.wall)
         return inBand(served, situation, { ...error, code: "rate_limit_exceeded" }, headers)
       }
       const reply = dialect.error(situation, error)
       const headers = { ...reply.headers, ...retryAfter }
-      tell(requestId, { ...reply, error, headers })
+      tell(requestId, { ...reply, error, headers }, situation.wall)
       return send(own, situation, reply.status, headers, reply.body)
     }
 
@@ -744,7 +763,7 @@ export const make = (options: Options, { disconnected, epoch, now }: {
     if (decision.refusal !== undefined) {
       const situation = situationOf(served, decision, at, wallClock)
       const reply = refusalOf(dialect, situation, decision.refusal)
-      tell(requestId, reply)
+      tell(requestId, reply, situation.wall)
       return own.inBandRefusals && prompt.stream
         ? inBand(served, situation, reply.error, reply.headers)
         : send(own, situation, reply.status, reply.headers, reply.body)
