@@ -89,15 +89,18 @@ const clamp = (learned: number, params: unknown, limits: ReadonlyArray<RateLimit
   return learned > most && measure(params).tokens <= most ? most : learned
 }
 
-/** The first limit that could never admit the request. */
+/** The first limit that could never admit the request, of which it can have no more than `mostOf` says. */
 export const tooLarge = (
   limits: ReadonlyArray<RateLimiter.Limit>,
-  cost: RateLimiter.Cost
+  cost: RateLimiter.Cost,
+  mostOf?: (limit: RateLimiter.Limit) => number
 ): { readonly limit: RateLimiter.Limit; readonly requested: number } | undefined => {
   for (const limit of limits) {
     const requested = charge(limit, cost)
-    const most = limit.type === "budget" ? limit.limit * (1 + moneyTolerance) : limit.limit
-    if (requested > most) return { limit, requested }
+    const whole = mostOf?.(limit) ?? limit.limit
+    // Rounding.
+    const most = limit.type === "budget" || whole !== limit.limit ? whole * (1 + moneyTolerance) : whole
+    if (requested > most) return { limit: whole === limit.limit ? limit : { ...limit, limit: whole }, requested }
   }
   return undefined
 }

@@ -45,6 +45,13 @@ export const failsWhenExceeded = ({ onExceeded, type }: RateLimiter.Limit): bool
 /** What rounding may add to a sum of money. */
 export const moneyTolerance = 1e-9
 
+/** The part of a limit that is kept for a tenant: of what comes in ones, only whole ones. */
+export const keptPart = (
+  { limit, type }: Pick<RateLimiter.Limit, "limit" | "type">,
+  guaranteed: number
+): number =>
+  type === "rpm" || type === "rpd" || type === "concurrent" ? Math.floor(guaranteed * limit + 1e-9) : guaranteed * limit
+
 /** Whether a limit counts tokens, or what they cost. */
 export const countsTokens = ({ type }: RateLimiter.Limit): boolean =>
   type === "budget" || type === "tpm" || type === "tpd" || type === "itpm" || type === "otpm"
@@ -310,7 +317,11 @@ export class LimitState {
   /** When a charge fits beside `reserved`, if nothing but time passes: `now` when it does. */
   fitsAt(amount: number, now: number, reserved = 0): number {
     this.refresh(now)
-    return Math.max(this.pausedUntil, this.probedUntil, this.meter.fitsAt(amount, this.held + reserved, now))
+    const at = Math.max(this.pausedUntil, this.probedUntil, this.meter.fitsAt(amount, this.held, now))
+    if (reserved === 0) return at
+    // Of a limit that is lower for now no more is kept than leaves room for the request.
+    const kept = Math.min(reserved, Math.max(0, this.meter.capacity - amount))
+    return Math.max(at, this.meter.counting[0].fitsAt(amount, this.held + kept, now))
   }
 
   /**

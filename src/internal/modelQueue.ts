@@ -505,7 +505,11 @@ export const make = Effect.fnUntraced(function*(
     const requestId = settings.nameOf(request.id ?? "")
     const cost = estimate(config, estimator, request, problems)
     if (problems.length > 0) return new QueueError.InvalidRequest({ modelId, requestId, problems })
-    const large = tooLarge(config.limits, cost) ?? tooLarge(config.limitsOf(request.tenant), cost)
+    const { tenant } = request
+    const large = config.tenantLimits === undefined
+      ? tooLarge(config.limits, cost)
+      : tooLarge(config.limits, cost, (limit) => config.mostOf(tenant, limit))
+        ?? tooLarge(config.limitsOf(tenant), cost)
     if (large === undefined) return cost
     return new QueueError.RequestTooLarge({
       modelId,
@@ -1127,7 +1131,8 @@ export const make = Effect.fnUntraced(function*(
   const use = (entry: Entry, reservation: RateLimiter.Reservation, lender?: Entry): Effect.Effect<void> =>
     Effect.suspend(() => {
       const left = entry.outcome !== undefined || (lender !== undefined && lenderOf(entry) !== lender)
-      if (left || (gate !== undefined && gateWait(entry, gate) > 0)) {
+      const mustWait = isPaused && state === "open" && !entry.nested
+      if (left || mustWait || (gate !== undefined && gateWait(entry, gate) > 0)) {
         scheduler.happened(entry.tenant)
         return limiter.giveBack(reservation, lender === undefined)
       }
@@ -1227,6 +1232,7 @@ export const make = Effect.fnUntraced(function*(
         ? Math.min(heldWait, head === undefined ? Number.POSITIVE_INFINITY : wait)
         : Math.min(nestedWait, wait)
     }
+    const { changes } = scheduler
     const admission = yield* limiter.admit(head.cost, true, head)
     if (admission._tag === "Admitted") {
       yield* use(head, admission.reservation)
@@ -1239,7 +1245,7 @@ export const make = Effect.fnUntraced(function*(
     if (!isHeld(admission)) return Math.min(heldWait, yield* pass(head, admission))
     // The requests of its tenant wait, and hold back nobody else.
     if (head.order !== undefined) {
-      scheduler.hold(head, now() + admission.wait, admission.scope === "tenant" ? "itself" : "others")
+      scheduler.hold(head, now() + admission.wait, admission.scope === "tenant" ? "itself" : "others", changes)
     }
     return 0
   }, Effect.uninterruptible)

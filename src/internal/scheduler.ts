@@ -62,6 +62,8 @@ export class Scheduler {
   private readonly idle = new Heap<Tenant>()
   private readonly heldByOthers = new Set<Tenant>()
   private sequence = 0
+  /** Counts what may end a hold. */
+  changes = 0
   /** The tag of the tenant served last, before it was served. */
   private virtualTime = 0
 
@@ -169,8 +171,12 @@ export class Scheduler {
     return [...others, ...found].slice(0, count)
   }
 
-  /** Leaves its tenant out: until a time, or until something happens to itself, or to anybody, that may end it. */
-  hold(entry: Entry, until: number, by: "itself" | "others"): void {
+  /**
+   * Leaves its tenant out: until a time, or until something happens to itself, or to anybody, that may end it. Only if
+   * nothing has happened since what says so was asked: `changes` is what it was before that.
+   */
+  hold(entry: Entry, until: number, by: "itself" | "others", changes = this.changes): void {
+    if (changes !== this.changes) return
     const tenant = this.tenants.get(entry.tenant)!
     this.ready.remove(tenant.place!)
     tenant.place = undefined
@@ -189,6 +195,7 @@ export class Scheduler {
 
   /** Something that the tenant did is over, or was settled: it may go on, and those that others hold. */
   happened(id: string | undefined): void {
+    this.changes++
     if (this.held.size === 0) return
     const tenant = this.tenants.get(id)
     if (tenant?.held !== undefined) this.release(tenant)
@@ -197,6 +204,7 @@ export class Scheduler {
 
   /** Releases everybody. */
   releaseAll(): void {
+    this.changes++
     for (let node = this.held.peek(); node !== undefined; node = this.held.peek()) this.release(node.value)
   }
 

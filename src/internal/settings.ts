@@ -11,6 +11,7 @@ import type * as QueueManager from "../QueueManager.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
 import type * as RateLimiter from "../RateLimiter.ts"
 import type * as TokenEstimator from "../TokenEstimator.ts"
+import { keptPart } from "./limitState.ts"
 
 /** A model's configuration, checked, with every default filled in and every duration in milliseconds. */
 export interface Settings {
@@ -38,6 +39,8 @@ export interface Settings {
   /** `undefined` when no tenant has limits of its own. */
   readonly tenantLimits: RateLimiter.Tenants | undefined
   readonly limitsOf: (tenant: string | undefined) => ReadonlyArray<RateLimiter.Limit>
+  /** The most that a tenant can have of a limit of the model: what is kept for others it never has. */
+  readonly mostOf: (tenant: string | undefined, limit: RateLimiter.Limit) => number
   readonly weightOf: (tenant: string | undefined) => number
   /** Most requests that may go before a blocked one. */
   readonly bypass: number
@@ -688,10 +691,11 @@ const resolveTenants = (
   given: unknown,
   limits: ReadonlyArray<RateLimiter.Limit>,
   problems: Array<string>
-): Pick<Settings, "tenantLimits" | "limitsOf" | "weightOf"> => {
-  const none: Pick<Settings, "tenantLimits" | "limitsOf" | "weightOf"> = {
+): Pick<Settings, "tenantLimits" | "limitsOf" | "mostOf" | "weightOf"> => {
+  const none: Pick<Settings, "tenantLimits" | "limitsOf" | "mostOf" | "weightOf"> = {
     tenantLimits: undefined,
     limitsOf: () => [],
+    mostOf: (_, { limit }) => limit,
     weightOf: () => 1
   }
   if (given === undefined) return none
@@ -748,6 +752,13 @@ const resolveTenants = (
   return {
     tenantLimits: isLimited ? { byId: tenants, others: rest.limits } : undefined,
     limitsOf: (tenant) => of(tenant).limits,
+    mostOf: (tenant, limit) => {
+      let most = limit.limit
+      for (const [id, { guaranteed }] of sum === 0 ? [] : tenants) {
+        if (id !== tenant && guaranteed > 0) most -= keptPart(limit, guaranteed)
+      }
+      return most
+    },
     weightOf: (tenant) => of(tenant).weight
   }
 }

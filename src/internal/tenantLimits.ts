@@ -4,7 +4,7 @@
  * Tenants come and go without notice. One that is idle is forgotten: nothing it did still counts.
  */
 import type * as RateLimiter from "../RateLimiter.ts"
-import type { LimitState } from "./limitState.ts"
+import { keptPart, type LimitState } from "./limitState.ts"
 import { type Generation, update } from "./limitUpdate.ts"
 
 export interface Tenant {
@@ -85,22 +85,23 @@ export class TenantLimits {
 
   /** What must be left of a window for others when a tenant takes `amount`; nothing if that is its own part. */
   kept(tenant: Tenant, window: number, amount: number, now: number): number {
-    const { limit } = this.windows[window]!
-    const isOwnPart = tenant.guaranteed > 0 && tenant.parts[window]!.used(now) + amount <= tenant.guaranteed * limit
-    if (isOwnPart) return 0
+    const limit = this.windows[window]!
+    const own = tenant.guaranteed === 0 ? 0 : keptPart(limit, tenant.guaranteed)
+    if (own > 0 && tenant.parts[window]!.used(now) + amount <= own) return 0
     let kept = 0
     for (const other of this.guaranteed) {
-      if (other !== tenant) kept += Math.max(0, other.guaranteed * limit - other.parts[window]!.used(now))
+      if (other !== tenant) kept += Math.max(0, keptPart(limit, other.guaranteed) - other.parts[window]!.used(now))
     }
     return kept
   }
 
   /** The same for the permits of a concurrency limit. */
   keptPermits(tenant: Tenant, permits: number): number {
-    if (tenant.running < Math.floor(tenant.guaranteed * permits)) return 0
+    const limit = { limit: permits, type: "concurrent" } as const
+    if (tenant.running < keptPart(limit, tenant.guaranteed)) return 0
     let kept = 0
     for (const other of this.guaranteed) {
-      if (other !== tenant) kept += Math.max(0, Math.floor(other.guaranteed * permits) - other.running)
+      if (other !== tenant) kept += Math.max(0, keptPart(limit, other.guaranteed) - other.running)
     }
     return kept
   }

@@ -17,7 +17,13 @@ import { fileURLToPath } from "node:url"
 const root = fileURLToPath(new URL("../../", import.meta.url))
 const mutants = join(root, "test/mutants")
 const copied = ["src", "test", "package.json", "tsconfig.json"]
-const suites = ["test/schedules", "test/laws", "test/refusals"].filter((suite) => existsSync(join(root, suite)))
+const suites = [
+  "test/schedules",
+  "test/laws",
+  "test/refusals",
+  "test/scheduling",
+  "test/internal/scheduler.test.ts"
+].filter((suite) => existsSync(join(root, suite)))
 
 /** A mutant may hang where no scheduler sees it. */
 const patience = 300_000

@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Clock, Effect, Fiber } from "effect"
-import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+import { ModelConfig, ProviderProfile, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import * as random from "../model/random.ts"
 
@@ -161,6 +161,36 @@ describe("tenants", () => {
       const error = yield* Effect.flip(submit("a", "a", tokens(200)))
       assert.strictEqual(error._tag, "RequestTooLarge")
       yield* submit("b", "big", tokens(200))
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("a request that needs what is kept for others fails when it is submitted", () =>
+    Effect.gen(function*() {
+      const { count, submit } = yield* open({
+        rateLimiters: [RateLimiter.tpm(1000), RateLimiter.rpm(3), RateLimiter.concurrent(1)],
+        // Of what comes in ones only whole ones are kept: no request and no permit.
+        tenants: { byId: { a: { guaranteed: 0.3 } } }
+      })
+      const error = yield* Effect.flip(submit("too large", "b", tokens(701)))
+      assert.deepInclude(error, { _tag: "RequestTooLarge", limit: 700, requested: 701 })
+      yield* submit("b", "b", tokens(700))
+      yield* submit("a", "a", tokens(1000))
+      yield* TestClock.adjust("2 minutes")
+      assert.deepStrictEqual([count("a"), count("b")], [1, 1])
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("what is kept holds nobody up for ever when the limit is lowered", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<string, string, { readonly status: number }>("model", {
+        rateLimiters: [RateLimiter.rpm(2, { timePeriod: "1 second" })],
+        provider: { ...ProviderProfile.generic, limits: {}, margin: 0 },
+        tenants: { byId: { a: { guaranteed: 0.5 } } }
+      })
+      let attempts = 0
+      yield* manager.registerQueue(Model, () => attempts++ === 0 ? Effect.fail({ status: 429 }) : Effect.succeed("ok"))
+      const fiber = yield* Effect.forkChild(manager.submit(Model, "", { tenant: "b" }))
+      yield* TestClock.adjust("10 seconds")
+      assert.strictEqual((yield* Fiber.join(fiber)).attempts, 2)
     }).pipe(Effect.provide(Manager)))
 
   it.effect("every problem of their configuration is named", () =>
