@@ -345,9 +345,11 @@ describe("priorities", () => {
         startImmediately: true
       })
       let floods = 0
-      for (let at = 0; at < 200_000; at += 100) {
+      // Twice what is admitted, until after the bound.
+      for (let at = 0; at < 130_000; at += 200) {
         yield* submit(`flood${floods++}`, undefined, { priority: "high" }).pipe(Effect.ignore)
-        yield* TestClock.adjust(100)
+        yield* submit(`flood${floods++}`, undefined, { priority: "high" }).pipe(Effect.ignore)
+        yield* TestClock.adjust(200)
       }
       yield* Fiber.join(low)
       const { at } = started.find(({ id }) => id === "low")!
