@@ -226,7 +226,8 @@ export class QueueManager extends Context.Service<QueueManager, {
 
   /**
    * The stream of a model. Running it submits a request, which waits for its turn like any other; each run is a request
-   * of its own. Elements come as they are produced, at most a few ahead of the reader: a slow reader keeps the permit.
+   * of its own. Elements come as they are produced, at most a few ahead of the reader: a slow reader keeps the permit, as
+   * long as nobody else waits for it. Then up to 65,536 are read ahead, so that a reader may submit to the same queue.
    *
    * - Ending early, by `Stream.take` for instance, or interrupting cancels the request and interrupts the processor.
    * - A failure of the processor, a timeout, a cancellation or a shutdown fails the stream, after the elements that are

@@ -52,6 +52,7 @@ import * as requestContext from "./requestContext.ts"
 import * as requestId from "./requestId.ts"
 import { Scheduler } from "./scheduler.ts"
 import * as settings from "./settings.ts"
+import * as streams from "./streams.ts"
 import * as time from "./time.ts"
 import * as tokenEstimator from "./tokenEstimator.ts"
 
@@ -98,6 +99,10 @@ export interface ModelQueue {
   readonly settle: (entry: Entry, usage: RateLimiter.Tokens) => Effect.Effect<RateLimiter.Settlement>
   /** The first element of its stream is there: it cannot be attempted again unseen. */
   readonly streaming: (entry: Entry) => void
+  /** Streams whose readers hold them up. */
+  readonly stalled: Set<() => void>
+  /** Adds one, which is called when something waits for what is being processed. */
+  readonly stall: (goOn: () => void) => void
   /** The headers of the response to a request that is being processed have come. */
   readonly observe: (entry: Entry, headers: ProviderProfile.HeadersInput) => Effect.Effect<void>
   readonly estimateWait: (
@@ -207,6 +212,7 @@ export const make = Effect.fnUntraced(function*(
   const delayed = new Heap<Entry>()
   const nested = new Set<Entry>()
   const running = new Set<Entry>()
+  const stalled = new Set<() => void>()
   /** Being processed, but not waited for: they are what asked for the closing. */
   const exempt = new Set<Entry>()
   const deadlines = new Heap<Entry>()
@@ -352,6 +358,9 @@ export const make = Effect.fnUntraced(function*(
     for (const entry of running) if (!exempt.has(entry)) return false
     return true
   }
+
+  /** Whether something waits for what is being processed: a request, or the closing of the queue. */
+  const isWaitedFor = () => waiting.size > 0 || state !== "open" || isEmptying
 
   const checkDrained = () => {
     if (state === "closing" && isDrained()) Deferred.doneUnsafe(drained, Exit.void)
@@ -538,6 +547,7 @@ export const make = Effect.fnUntraced(function*(
     const problems: Array<string> = []
     const idProblem = settings.checkId(request.id)
     if (idProblem !== undefined) problems.push(`id: ${idProblem}`)
+    if (streams.isStream(request) !== config.isStream) problems.push(streams.mismatch(config.isStream))
     const inherited = fiber.getRef(requestContext.CurrentRequestContext)
     const context = inherited === requestContext.none && request.deadline === undefined
       ? request
@@ -969,13 +979,17 @@ export const make = Effect.fnUntraced(function*(
   ) {
     gate.refusals[refusal.kind]++
     const failed = refusal.kind === "overload" || refusal.kind === "transient"
+    // Then it was accepted, and what it has produced is charged.
+    const hasBegun = entry.firstElementAt !== undefined
     const wasBlocked = gate.isBlocked(now())
     if (failed || refusal.kind === "quota") gate.failed(entry, refusal, entry.dispatchedAt!, running.size, now())
     else gate.answered(entry, false)
-    if (refusal.kind === "rate" && windows === 0) gate.limited(refusal, entry.dispatchedAt!, running.size, now())
+    if (refusal.kind === "rate" && (windows === 0 || hasBegun)) {
+      gate.limited(refusal, entry.dispatchedAt!, running.size, now())
+    }
     const outcome = endOf(entry, cause, refusal)
     yield* survived(() =>
-      failed
+      failed || hasBegun
         ? Effect.andThen(limiter.observe(entry.reservation!, observations), limiter.complete(entry.reservation!))
         : limiter.refuse(entry.reservation!, refusal, observations)
     )
@@ -1255,7 +1269,10 @@ export const make = Effect.fnUntraced(function*(
       if (Queue.sizeUnsafe(intake) > 0) drainIntake(yield* Queue.clear(intake))
       const delay = Math.min(resumeDelayed(), scheduler.resume(now()) - now())
       const wait = Math.min(delay, yield* admitNext())
-      if (wait > 0 && Queue.sizeUnsafe(intake) === 0) yield* sleepUntilOr(now() + wait, Queue.peek(intake))
+      if (wait > 0 && Queue.sizeUnsafe(intake) === 0) {
+        if (stalled.size > 0 && isWaitedFor()) { for (const goOn of Array.from(stalled)) outside(goOn) }
+        yield* sleepUntilOr(now() + wait, Queue.peek(intake))
+      }
     }
   })
 
@@ -1529,6 +1546,11 @@ export const make = Effect.fnUntraced(function*(
     settle,
     streaming: (entry) => {
       entry.firstElementAt = now()
+    },
+    stalled,
+    stall: (goOn) => {
+      stalled.add(goOn)
+      if (isWaitedFor()) wake()
     },
     reportUsage: (id, report) =>
       Effect.flatMap(find(id), (entry) => {

@@ -45,6 +45,8 @@ export interface Settings {
   /** Most requests that may go before a blocked one. */
   readonly bypass: number
   readonly failEarly: boolean
+  /** Whether its processor gives streams. */
+  readonly isStream: boolean
   readonly shutdown: ShutdownSettings
   /** Names what is wrong with parameters. */
   readonly checkParams: (params: unknown) => ReadonlyArray<string>
@@ -882,6 +884,7 @@ export const resolve = (
     ...resolveTenants(definition.tenants, limits, problems),
     bypass: whole("bypass", definition.bypass, 16, problems, 0),
     failEarly: definition.failEarly ?? true,
+    isStream: Object.hasOwn(definition, "elementUsage"),
     shutdown: shutdown(definition.shutdown, defaultsShutdown, problems),
     checkParams: paramsChecker(Schema.isSchema(definition.params) ? definition.params : undefined),
     usage: definition.usage as ((result: unknown) => unknown) | undefined,

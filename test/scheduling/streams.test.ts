@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Context, Deferred, Duration, Effect, Exit, Fiber, Layer, Scope, Stream } from "effect"
+import { Cause, Context, Deferred, Duration, Effect, Exit, Fiber, Layer, Schedule, Scope, Stream } from "effect"
 import { ModelConfig, ProviderProfile, QueueManager, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import * as random from "../model/random.ts"
@@ -177,6 +177,185 @@ describe("streams", () => {
             Stream.mapError(String)
           ))
       assert.deepStrictEqual(yield* Stream.runCollect(manager.stream(Agent, 4)), [4])
+    }).pipe(Effect.provide(Manager)))
+
+  for (
+    const [name, read] of [
+      [
+        "submits to the same queue for each element",
+        (manager, Model) =>
+          Stream.mapEffect(manager.stream(Model, 200), () => Stream.runDrain(manager.stream(Model, 1)))
+      ],
+      ["does so in fibers of its own", (manager, Model) =>
+        manager.stream(Model, 200).pipe(
+          Stream.mapEffect(() => Stream.runDrain(manager.stream(Model, 1)), { concurrency: 3 })
+        )],
+      [
+        "reads two streams side by side",
+        (manager, Model) => Stream.zip(manager.stream(Model, 200), manager.stream(Model, 200))
+      ],
+      ["is an agent of the same queue", (manager, Model) => manager.stream(Model, 0)]
+    ] as ReadonlyArray<
+      readonly [
+        string,
+        (
+          manager: QueueManager.QueueManager["Service"],
+          model: ModelConfig.StreamModelConfig<number, number, string>
+        ) => Stream.Stream<unknown, unknown>
+      ]
+    >
+  ) {
+    it.effect(`a reader that ${name} does not wait for itself`, () =>
+      Effect.gen(function*() {
+        const manager = yield* QueueManager.QueueManager
+        const Model = ModelConfig.makeStreamUntyped<number, number, string>("model", {
+          rateLimiters: [RateLimiter.concurrent(1)]
+        })
+        let running = 0
+        let most = 0
+        const count = (n: number) =>
+          Stream.unwrap(Effect.as(
+            Effect.acquireRelease(
+              Effect.sync(() => most = Math.max(most, ++running)),
+              () => Effect.sync(() => running--)
+            ),
+            Stream.rechunk(Stream.range(1, n), 1)
+          ))
+        yield* manager.registerStream(Model, ({ params }) =>
+          params > 0 ? count(params) : manager.stream(Model, 200).pipe(
+            Stream.mapEffect((element) => Effect.as(Stream.runDrain(manager.stream(Model, 1)), element)),
+            Stream.mapError(String)
+          ))
+        const reader = yield* Effect.forkChild(Stream.runDrain(read(manager, Model)), { startImmediately: true })
+        for (let turn = 0; turn < 50_000 && reader.pollUnsafe() === undefined; turn++) yield* Effect.yieldNow
+        assert.isDefined(reader.pollUnsafe(), "it hangs")
+        assert.isTrue(Exit.isSuccess(reader.pollUnsafe()!))
+        // No permit is lent for it.
+        assert.strictEqual(most, 1)
+        assert.strictEqual((yield* manager.getQueueInfo(Model)).running, 0)
+      }).pipe(Effect.provide(Manager)))
+  }
+
+  it.effect("a slow reader does not keep others waiting, and what is read ahead for them is bounded", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = makeModel("model")
+      yield* manager.registerStream(Model, (request) => request.params)
+      const go = yield* Deferred.make<void>()
+      const readSlowly = (stream: Stream.Stream<Element, string>) =>
+        Effect.forkChild(
+          manager.stream(Model, stream, tokens(1)).pipe(
+            Stream.runForEach(() => Deferred.await(go))
+          ),
+          { startImmediately: true }
+        )
+      let produced = 0
+      const elements = Stream.fromEffectRepeat(Effect.sync((): Element => ({ text: `${produced++}` })))
+      const first = yield* readSlowly(Stream.take(elements, 1000))
+      yield* TestClock.adjust("1 second")
+      assert.isAtMost(produced, 64)
+      yield* Stream.runDrain(manager.stream(Model, texts("a"), tokens(1)))
+      assert.strictEqual(produced, 1000)
+      produced = 0
+      const endless = yield* readSlowly(elements)
+      const second = yield* Effect.forkChild(Stream.runDrain(manager.stream(Model, texts("a"), tokens(1))), {
+        startImmediately: true
+      })
+      for (let turn = 0; turn < 200_000; turn++) yield* Effect.yieldNow
+      assert.isUndefined(second.pollUnsafe())
+      assert.isAtLeast(produced, 65_536)
+      assert.isAtMost(produced, 65_536 + 64)
+      yield* Fiber.interrupt(endless)
+      yield* Fiber.join(second)
+      yield* Deferred.succeed(go, undefined)
+      yield* Fiber.join(first)
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("a reader that has stopped does not keep a queue from draining", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = makeModel("model")
+      yield* manager.registerStream(Model, (request) => request.params)
+      const elements = Stream.rechunk(Stream.map(Stream.range(1, 500), (i): Element => ({ text: `${i}` })), 1)
+      let read = 0
+      const reader = yield* Effect.forkChild(
+        manager.stream(Model, elements, tokens(1)).pipe(
+          Stream.tap(() => ++read === 1 ? manager.shutdownAll({ policy: "drain", deadline: "1 hour" }) : Effect.void),
+          Stream.runDrain
+        ),
+        { startImmediately: true }
+      )
+      for (let turn = 0; turn < 50_000 && reader.pollUnsafe() === undefined; turn++) yield* Effect.yieldNow
+      assert.deepStrictEqual(reader.pollUnsafe(), Exit.void)
+      assert.strictEqual(read, 500)
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("a refusal after the first element keeps the charge, or what its elements have reported", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeStreamUntyped<Stream.Stream<Element, { status: number }>, Element, {
+        readonly status: number
+      }>("model", {
+        // It gives back what was not used, unlike the generic profile's own.
+        rateLimiters: [RateLimiter.make({ type: "tpm", limit: 1000, charging: { refund: true } })],
+        provider: ProviderProfile.generic,
+        retry: { schedule: Schedule.recurs(0) },
+        usage: (element) => element.usage
+      })
+      yield* manager.registerStream(Model, (request) => request.params)
+      const run = Effect.fnUntraced(function*(stream: Stream.Stream<Element, { status: number }>) {
+        const reader = yield* Effect.forkChild(
+          Effect.flip(Stream.runDrain(manager.stream(Model, stream, tokens(100)))),
+          { startImmediately: true }
+        )
+        // The profile spreads what it sends.
+        yield* TestClock.adjust("10 seconds")
+        return yield* Fiber.join(reader)
+      })
+      const refused = Stream.fail({ status: 429 })
+      assert.deepInclude(yield* run(Stream.concat(texts("a"), refused)), { _tag: "RateLimitExceeded" })
+      assert.deepStrictEqual(yield* used(manager, Model), [100])
+      // The refusal keeps others back all the same, where the limits cannot.
+      assert.strictEqual((yield* manager.getQueueInfo(Model)).provider?.concurrency, 1)
+      yield* run(Stream.concat(last(30), refused))
+      assert.deepStrictEqual(yield* used(manager, Model), [130])
+      yield* run(refused)
+      assert.deepStrictEqual(yield* used(manager, Model), [130])
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("a limiter that breaks when it settles does not take back what was streamed", () =>
+    Effect.gen(function*() {
+      const memory = yield* RateLimiter.RateLimiter
+      const broken = Layer.succeed(RateLimiter.RateLimiter, {
+        make: (...args) =>
+          Effect.map(memory.make(...args), (limiter) => ({ ...limiter, settle: () => Effect.die("no store") }))
+      })
+      yield* Effect.gen(function*() {
+        const manager = yield* QueueManager.QueueManager
+        const Model = makeModel("model")
+        yield* manager.registerStream(Model, (request) => request.params)
+        assert.strictEqual((yield* Stream.runCollect(manager.stream(Model, last(30), tokens(50)))).length, 1)
+        assert.deepStrictEqual(yield* used(manager, Model), [0, 50])
+      }).pipe(Effect.provide(Manager.pipe(Layer.provide(broken))))
+    }))
+
+  it.effect("a model of the other kind with the same id is refused", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const models = (id: string) => ({
+        Plain: ModelConfig.makeUntyped<string, string>(id, { rateLimit: 10 }),
+        Streaming: ModelConfig.makeStreamUntyped<string, string>(id, { rateLimit: 10 })
+      })
+      const one = models("one")
+      yield* manager.registerQueue(one.Plain, (request) => Effect.succeed(request.params))
+      const stream = yield* Effect.flip(Stream.runCollect(manager.stream(one.Streaming, "")))
+      assert.deepInclude(stream, { _tag: "InvalidRequest" })
+      const two = models("two")
+      yield* manager.registerStream(two.Streaming, () => Stream.make("x"))
+      assert.deepInclude(yield* Effect.flip(manager.submit(two.Plain, "")), { _tag: "InvalidRequest" })
+      for (const id of ["one", "two"]) {
+        assert.deepStrictEqual((yield* manager.getQueueInfo(id)).rateLimiters.map(({ used }) => used), [0])
+      }
     }).pipe(Effect.provide(Manager)))
 
   it.effect("law: every way to end returns the permit and settles once", () =>
