@@ -58,7 +58,10 @@ export const layer: Layer.Layer<never, never, Persistence.BackingPersistence> = 
           get: (key) =>
             Effect.flatMap(hashed(key), store.get).pipe(
               Effect.flatMap((found) =>
-                found === undefined ? Effect.succeedNone : Effect.asSome(decode(Reflect.get(found, "result")))
+                // What has no result is not from here.
+                found === undefined || !("result" in found)
+                  ? Effect.succeedNone
+                  : Effect.asSome(decode(found["result"]))
               ),
               Effect.catchCause((cause) =>
                 Effect.as(

@@ -13,13 +13,22 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import type * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
-import type * as ModelConfig from "../ModelConfig.ts"
 import * as QueueError from "../QueueError.ts"
 import type * as QueueManager from "../QueueManager.ts"
 import * as QueueRequest from "../QueueRequest.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
 import type * as ResultStore from "../ResultStore.ts"
-import { type AnyRequest, CurrentEntry, type Failure, type ProcessorFailure, type Snapshot } from "./entry.ts"
+import {
+  type AnyRequest,
+  baseOf,
+  CurrentEntry,
+  type Entry,
+  type Failure,
+  processingTime,
+  type ProcessorFailure,
+  response,
+  type Snapshot
+} from "./entry.ts"
 import type { ModelQueue } from "./modelQueue.ts"
 import * as requestContext from "./requestContext.ts"
 import * as requestId from "./requestId.ts"
@@ -30,42 +39,80 @@ import * as time from "./time.ts"
 type Completed = QueueResponse.Completed<unknown>
 
 interface Flight {
-  readonly key: string
+  /** Keys may be whole parameters: empty when nobody looks for it any longer. */
+  key: string
   /** The id of the call. */
   readonly id: string
-  /** The highest one of those who share it. */
+  /** Where the call begins: the highest one of those who share it by then. */
   headStart: number
-  priority: ModelConfig.Priority | undefined
   readonly sharers: Set<Sharer>
+  /** Requests that are being processed, of any queue, and wait for its end; each as often as it does. */
+  readonly awaitedBy: Array<Entry>
+  readonly entered: Deferred.Deferred<void>
   readonly accepted: Deferred.Deferred<void, QueueError.AcceptError>
-  fiber: Fiber.Fiber<void> | undefined
+  fiber: Fiber.Fiber<unknown, unknown> | undefined
+  /** Once the queue has let it in, until all have been told how it ended. */
+  call: Entry | undefined
   isAccepted: boolean
   /** How it has ended, while that is being kept. */
   landed: Completed | undefined
 }
 
-/** A request that shares a call. */
-interface Sharer {
-  readonly id: string
-  readonly flight: Flight
+/** What a request wants for itself, checked. */
+interface Asked {
   readonly tenant: string | undefined
-  readonly labels: Readonly<Record<string, string>> | undefined
-  /** Whether the call was there before it. */
-  readonly isFollower: boolean
+  readonly headStart: number
+  readonly timeout: number
+  readonly hasDeadline: boolean
   /** Wall clock, and monotonic. */
   readonly createdAt: number
   readonly submittedAt: number
-  readonly timeout: number
-  readonly hasDeadline: boolean
+}
+
+/** A request that shares a call. */
+interface Sharer extends Asked {
+  readonly id: string
+  readonly flight: Flight
+  readonly labels: Readonly<Record<string, string>> | undefined
+  /** Whether its submitter waits for the end, and not only for its acceptance. */
+  readonly waits: boolean
+  /** Whether the call was there before it. */
+  readonly isFollower: boolean
   readonly told: Deferred.Deferred<Completed, Failure>
   /** From its end on. */
   ended: { readonly response: Snapshot; readonly exit: Exit.Exit<Completed, Failure>; readonly at: number } | undefined
 }
 
+/** Which call an entry is: of all queues, as circles go through several. */
+const flightOf = new WeakMap<Entry, Flight>()
+
+/** Whether somebody waits for a request, directly or over others, whose end is that of the call. */
+const isWithin = (flight: Flight, current: Entry | undefined): boolean => {
+  const seen = new Set<Entry>()
+  const open = current === undefined ? [] : [current]
+  for (let entry = open.pop(); entry !== undefined; entry = open.pop()) {
+    if (seen.has(entry)) continue
+    seen.add(entry)
+    const shared = flightOf.get(entry)
+    if (shared === flight) return true
+    if (entry.parent !== undefined) open.push(entry.parent)
+    open.push(...entry.awaitedBy)
+    if (shared !== undefined) open.push(...shared.awaitedBy)
+  }
+  return false
+}
+
+const stopWaiting = (flight: Flight, current: Entry | undefined) => {
+  const index = current === undefined ? -1 : flight.awaitedBy.indexOf(current)
+  if (index >= 0) flight.awaitedBy.splice(index, 1)
+}
+
 const zero = Duration.zero
 
+const ownCall = "a processor cannot wait for the call that it is part of: its dedupeKey is the same"
+
 /** How long a store may take: a result that is not there by then counts as not kept. */
-const patience = "5 seconds"
+const patience = 5000
 
 export const make = (
   queue: ModelQueue,
@@ -86,47 +133,62 @@ export const make = (
   let followers = 0
 
   /** What a store answers; nothing when it breaks or takes too long. */
-  const patiently = <A>(effect: Effect.Effect<A>): Effect.Effect<Option.Option<A>> =>
+  const patiently = <A>(effect: Effect.Effect<A>, most = patience): Effect.Effect<Option.Option<A>> =>
     Effect.catchCause(
-      Effect.timeoutOption(effect, patience),
+      Effect.timeoutOption(effect, Duration.millis(most)),
       (cause) => Effect.as(Effect.logWarning(`The store of results of model ${modelId} broke`, cause), Option.none())
     )
 
-  const invalid = (id: unknown, problem: string) =>
-    new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(id), problems: [problem] })
+  const invalid = (id: unknown, ...problems: ReadonlyArray<string>) =>
+    new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(id), problems })
 
   // ---------------------------------------------------------------------------------------------------------------
   // What is known of a sharer
   // ---------------------------------------------------------------------------------------------------------------
 
-  const asOf = (sharer: Sharer, call: Snapshot): Snapshot => ({
-    ...call,
-    requestId: sharer.id,
-    tenant: sharer.tenant,
-    createdAt: sharer.createdAt,
-    sharedWith: sharer.flight.id
-  })
+  /** A call says how long it waited, those who share it how long they did. */
+  const timesOf = ({ ended, flight: { call }, submittedAt }: Sharer) => {
+    const at = ended?.at ?? now()
+    const total = at - submittedAt
+    const processing = call === undefined ? 0 : Math.min(total, processingTime(call, call.endedAt ?? at))
+    return { queueTime: total - processing, processingTime: processing }
+  }
 
-  const unknownCall = (sharer: Sharer): QueueResponse.Base => ({
-    requestId: sharer.id,
-    modelId,
-    tenant: sharer.tenant,
-    createdAt: sharer.createdAt,
-    queueTime: Duration.millis(now() - sharer.submittedAt),
-    processingTime: zero,
-    attempts: 0,
-    timeToFirstElement: undefined,
-    refusals: [],
-    inputTokensUsed: undefined,
-    outputTokensUsed: undefined,
-    sharedWith: sharer.flight.id
-  })
+  const ownOf = (sharer: Sharer) => {
+    const { createdAt, flight, id, tenant } = sharer
+    const times = timesOf(sharer)
+    return {
+      requestId: id,
+      tenant,
+      createdAt,
+      queueTime: Duration.millis(times.queueTime),
+      processingTime: Duration.millis(times.processingTime),
+      sharedWith: flight.id
+    }
+  }
 
-  const status = (sharer: Sharer): Effect.Effect<Snapshot> =>
-    sharer.ended !== undefined ? Effect.succeed(sharer.ended.response) : Effect.match(queue.status(sharer.flight.id), {
-      onSuccess: (call) => asOf(sharer, call),
-      onFailure: (): Snapshot => ({ ...unknownCall(sharer), status: "pending" })
-    })
+  const sharedBase = (sharer: Sharer): QueueResponse.Base => {
+    const { call } = sharer.flight
+    return call !== undefined ? { ...baseOf(call, now()), ...ownOf(sharer) } : {
+      modelId,
+      attempts: 0,
+      timeToFirstElement: undefined,
+      refusals: [],
+      inputTokensUsed: undefined,
+      outputTokensUsed: undefined,
+      ...ownOf(sharer)
+    }
+  }
+
+  /** As far as its call has come. */
+  const snapshot = (sharer: Sharer): Snapshot => {
+    const { call } = sharer.flight
+    return call === undefined
+      ? { ...sharedBase(sharer), status: "pending" }
+      : { ...response(call, now()), ...ownOf(sharer) }
+  }
+
+  const status = (sharer: Sharer): Snapshot => sharer.ended?.response ?? snapshot(sharer)
 
   const expire = () => {
     for (const [id, sharer] of retained) {
@@ -142,13 +204,19 @@ export const make = (
     return sharers.get(id)
   }
 
+  /** The cancellation of a sharer, or of its call; not one that its processor failed with. */
+  const isCancelled = (error: Failure, { flight, id }: Sharer) =>
+    QueueError.isQueueError(error) && error._tag === "RequestCancelled" && error.modelId === modelId
+    && (error.requestId === id || error.requestId === flight.id)
+
   /** Ends a sharer, unless it has ended already. The call goes on as long as others share it. */
-  const end = (sharer: Sharer, exit: Exit.Exit<Completed, Failure>, call: Snapshot | undefined): boolean => {
+  const end = (sharer: Sharer, exit: Exit.Exit<Completed, Failure>, isKnown = sharer.flight.isAccepted): boolean => {
     if (sharer.ended !== undefined) return false
-    const base = call === undefined ? unknownCall(sharer) : asOf(sharer, call)
+    const { flight, id } = sharer
+    const base = sharedBase(sharer)
     const response: Snapshot = Exit.isSuccess(exit)
       ? { ...base, status: "completed", result: exit.value.result }
-      : Cause.findErrorOption(exit.cause).pipe(Option.filter(isCancelled), Option.isSome)
+      : Option.exists(Cause.findErrorOption(exit.cause), (error) => isCancelled(error, sharer))
       ? { ...base, status: "cancelled" }
       : { ...base, status: "failed", cause: exit.cause }
     sharer.ended = {
@@ -157,33 +225,40 @@ export const make = (
       at: now()
     }
     if (sharer.isFollower) followers--
-    sharer.flight.sharers.delete(sharer)
-    retained.set(sharer.id, sharer)
-    expire()
-    publish(() => response)
+    flight.sharers.delete(sharer)
+    if (isKnown) {
+      retained.set(id, sharer)
+      expire()
+      publish(() => response)
+    } else {
+      // It has never been accepted: its submitter knows why, and its id is free.
+      sharers.delete(id)
+    }
     Deferred.doneUnsafe(sharer.told, sharer.ended.exit)
     return true
   }
 
-  const isCancelled = (error: Failure) => QueueError.isQueueError(error) && error._tag === "RequestCancelled"
-
   /** Ends a sharer before its call has ended, and the call if it was the last one. */
-  const leave = (sharer: Sharer, error: QueueError.SubmitError): Effect.Effect<boolean> =>
-    Effect.map(Effect.option(queue.status(sharer.flight.id)), (call) => {
-      const { flight } = sharer
-      if (!end(sharer, Exit.fail(error), Option.getOrUndefined(call))) return false
-      if (flight.sharers.size === 0) abandon(flight)
-      return true
-    })
+  const leave = (sharer: Sharer, error: QueueError.SubmitError, isKnown?: boolean): boolean => {
+    if (!end(sharer, Exit.fail(error), isKnown)) return false
+    if (sharer.flight.sharers.size === 0) abandon(sharer.flight)
+    return true
+  }
+
+  /** Nobody finds it any longer. */
+  const withdraw = (flight: Flight) => {
+    if (flights.get(flight.key) === flight) flights.delete(flight.key)
+    flight.key = ""
+  }
 
   const abandon = (flight: Flight) => {
     if (flights.get(flight.key) !== flight || flight.landed !== undefined) return
-    flights.delete(flight.key)
-    if (flight.isAccepted) {
+    withdraw(flight)
+    if (flight.call !== undefined && flight.call.state !== "suspended") {
       Effect.runFork(Effect.ignore(queue.cancel(flight.id)))
     } else {
-      calls.delete(flight.id)
       flight.fiber?.interruptUnsafe()
+      calls.delete(flight.id)
     }
   }
 
@@ -191,60 +266,80 @@ export const make = (
   // Sharing
   // ---------------------------------------------------------------------------------------------------------------
 
+  const accepted = (flight: Flight) => {
+    if (flight.isAccepted) return
+    flight.isAccepted = true
+    for (const sharer of flight.sharers) publish(() => ({ ...sharedBase(sharer), status: "pending" }))
+  }
+
   /** Submits the call, tells those who share it how it ended, and keeps its result. */
   const fly = (flight: Flight, request: AnyRequest): Effect.Effect<void> =>
-    Effect.gen(function*() {
-      const call = QueueRequest.make<unknown, unknown, ProcessorFailure, false>(request.model, {
+    Effect.withFiber((fiber) => {
+      flight.fiber = fiber
+      const call = QueueRequest.make<unknown, unknown, ProcessorFailure, boolean>(request.model, {
         ...request,
         id: flight.id,
         params: request.params,
-        priority: flight.priority,
+        priority: flight.headStart / 1000,
         dedupeKey: false,
         // Each of those who share it has its own.
         timeout: Duration.infinity,
-        deadline: undefined,
-        waitForCompletion: false
+        deadline: undefined
       })
-      const pending = yield* Effect.exit(queue.accept(call)).pipe(
-        Effect.updateService(requestContext.CurrentRequestContext, (context) => ({ ...context, deadline: undefined }))
-      )
-      if (Exit.isFailure(pending)) return yield* land(flight, Exit.failCause(pending.cause))
-      flight.isAccepted = true
-      Deferred.doneUnsafe(flight.accepted, Exit.void)
-      // It belongs to nobody: who asked first may leave.
-      const exit = yield* queue.awaitCompletion(flight.id).pipe(
-        // It is known: it has just been accepted, and who waits for it keeps it.
-        Effect.mapError((error) => error as Failure),
+      const accept = queue.accept(call, (entry) => {
+        flight.call = entry
+        flightOf.set(entry, flight)
+        // It belongs to nobody: who asked first may leave. Who waits for it lends it a permit as long as it waits.
+        entry.awaitedBy.length = 0
+        if (entry.state !== "suspended") accepted(flight)
+        Deferred.doneUnsafe(flight.entered, Exit.void)
+      })
+      return accept.pipe(
+        Effect.updateService(requestContext.CurrentRequestContext, (context) => ({ ...context, deadline: undefined })),
+        // It may have been accepted in the same moment.
+        Effect.onInterrupt(() => Effect.ignore(queue.cancel(flight.id))),
         Effect.exit,
-        Effect.provideService(CurrentEntry, undefined)
+        Effect.flatMap((pending) => {
+          const { call } = flight
+          if (Exit.isFailure(pending) || call === undefined) {
+            return land(flight, pending as Exit.Failure<never, Failure>)
+          }
+          accepted(flight)
+          Deferred.doneUnsafe(flight.accepted, Exit.void)
+          return Effect.flatMap(Effect.exit(queue.awaitEntry(call)), (exit) => land(flight, exit))
+        })
       )
-      yield* land(flight, exit)
     })
 
   const land = Effect.fnUntraced(function*(flight: Flight, exit: Exit.Exit<Completed, Failure>) {
-    const call = Option.getOrUndefined(yield* Effect.option(queue.status(flight.id)))
     const completed = Exit.isSuccess(exit) && store !== undefined ? exit.value : undefined
+    const { key } = flight
     // Before anybody is told: who comes now asks anew, or gets what is being kept.
     flight.landed = completed
-    if (completed === undefined && flights.get(flight.key) === flight) flights.delete(flight.key)
+    if (completed === undefined) withdraw(flight)
     calls.delete(flight.id)
+    for (const sharer of Array.from(flight.sharers)) end(sharer, exit)
+    flight.call = undefined
     // A request that was not accepted fails those who share it in the same way.
     if (Exit.isFailure(exit)) {
       const cause = Cause.map(exit.cause, (error) => error as QueueError.AcceptError)
       Deferred.doneUnsafe(flight.accepted, Exit.failCause(cause))
     }
-    for (const sharer of Array.from(flight.sharers)) end(sharer, exit, call)
     if (completed === undefined || store === undefined) return
-    yield* patiently(store.set(flight.key, completed.result, keep))
-    if (flights.get(flight.key) === flight) flights.delete(flight.key)
+    if (key !== "") yield* patiently(store.set(key, completed.result, keep))
+    withdraw(flight)
+    flight.landed = undefined
   })
 
   /** The id, or a new one in place of one that nobody chose; `undefined` when it is taken. */
   const freeId = (id: string): string | undefined =>
     find(id) === undefined && !queue.has(id) ? id : requestId.isGenerated(id) ? requestId.generate() : undefined
 
-  /** What is wrong with a request as far as it is its own; the rest is checked when the call is submitted. */
-  const prepare = (request: AnyRequest, context: requestContext.RequestContext) => {
+  /** What a request wants for itself; the rest is checked when the call is submitted. */
+  const ask = (
+    request: AnyRequest,
+    context: requestContext.RequestContext
+  ): Asked | QueueError.InvalidRequest | QueueError.QueueTimeout => {
     const problems: Array<string> = []
     const idProblem = settings.checkId(request.id)
     if (idProblem !== undefined) problems.push(`id: ${idProblem}`)
@@ -256,199 +351,214 @@ export const make = (
     const timeout = request.timeout === undefined
       ? config.timeout
       : number("timeout", settings.timeout(request.timeout))
-    const wall = clock.currentTimeMillisUnsafe()
+    const createdAt = clock.currentTimeMillisUnsafe()
     const deadline = request.deadline === undefined
       ? context.deadline
       : settings.earlier(context.deadline, request.deadline)
     const left = deadline === undefined
       ? Number.POSITIVE_INFINITY
-      : number("deadline", settings.instant(deadline)) - wall
+      : number("deadline", settings.instant(deadline)) - createdAt
     const tenant = request.tenant ?? context.tenant
     const tenantProblem = tenant === undefined ? undefined : settings.checkId(tenant)
     if (tenantProblem !== undefined) problems.push(`tenant: ${tenantProblem}`)
     const priority = request.priority ?? context.priority
     const headStart = priority === undefined ? config.headStart : number("priority", settings.headStart(priority))
-    return {
-      problems,
-      wall,
+    if (problems.length > 0) return invalid(request.id, ...problems)
+    const asked: Asked = {
+      tenant,
+      headStart,
       timeout: Math.min(timeout, left),
       hasDeadline: left < timeout,
-      tenant,
-      priority,
-      headStart
+      createdAt,
+      submittedAt: now()
     }
+    return asked.timeout > 0 ? asked : late(request.id, asked)
+  }
+
+  /** What is wrong with a request that needs no call of its own, where the queue would have looked at it. */
+  const problemsOf = (request: AnyRequest): ReadonlyArray<string> => {
+    const problems = [...config.checkParams(request.params)]
+    const labelProblem = request.labels === undefined ? undefined : settings.checkLabels(request.labels)
+    if (labelProblem !== undefined) problems.push(`labels: ${labelProblem}`)
+    for (const name of ["estimatedInputTokens", "estimatedOutputTokens", "maxOutputTokens"] as const) {
+      const tokens = request[name] === undefined ? 0 : settings.tokens(request[name])
+      if (typeof tokens === "string") problems.push(`${name}: ${tokens}`)
+    }
+    const processing = settings.timeout(request.processingTimeout)
+    if (typeof processing === "string") problems.push(`processingTimeout: ${processing}`)
+    return problems
   }
 
   /** Lets a request share the call of its key, which is started if there is none. One synchronous step. */
-  const join = (key: string, request: AnyRequest): Effect.Effect<Sharer, QueueError.AcceptError> =>
-    Effect.withFiber((fiber): Effect.Effect<Sharer, QueueError.AcceptError> => {
-      const context = fiber.getRef(requestContext.CurrentRequestContext)
-      const { hasDeadline, headStart, priority, problems, tenant, timeout, wall } = prepare(request, context)
-      if (problems.length > 0) {
-        return Effect.fail(
-          new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(request.id), problems })
-        )
-      }
-      if (timeout <= 0) {
-        return Effect.fail(
-          new QueueError.QueueTimeout({
-            modelId,
-            requestId: request.id,
-            limit: "deadline",
-            timeoutMillis: timeout,
-            queueTimeMillis: 0,
-            processingTimeMillis: 0
-          })
-        )
-      }
+  const join = (
+    key: string,
+    request: AnyRequest,
+    asked: Asked,
+    labels: Readonly<Record<string, string>> | undefined,
+    current: Entry | undefined
+  ): Effect.Effect<Sharer, QueueError.AcceptError> =>
+    Effect.suspend((): Effect.Effect<Sharer, QueueError.AcceptError> => {
+      const waits = request.waitForCompletion
       const id = freeId(request.id)
       if (id === undefined) {
         return Effect.fail(new QueueError.DuplicateRequest({ modelId, requestId: request.id }))
       }
       const found = flights.get(key)
       const shared = found?.landed === undefined ? found : undefined
-      if (shared !== undefined && request.waitForCompletion && queue.isWithin(shared.id, fiber.getRef(CurrentEntry))) {
-        return Effect.fail(
-          invalid(id, "a processor cannot wait for the call that it is part of: its dedupeKey is the same")
-        )
-      }
-      if (shared !== undefined && followers >= config.capacity) {
-        return Effect.fail(new QueueError.QueueFull({ modelId, requestId: id, capacity: config.capacity }))
+      if (shared !== undefined) {
+        const problems = problemsOf(request)
+        if (problems.length > 0) return Effect.fail(invalid(id, ...problems))
+        const closed = queue.refusal(id, waits && queue.isProcessing(current))
+        if (closed !== undefined) return Effect.fail(closed)
+        if (waits && isWithin(shared, current)) return Effect.fail(invalid(id, ownCall))
+        if (followers >= config.capacity) {
+          return Effect.fail(new QueueError.QueueFull({ modelId, requestId: id, capacity: config.capacity }))
+        }
       }
       const flight: Flight = shared ?? {
         key,
         id: requestId.generate(),
-        headStart,
-        priority,
+        headStart: asked.headStart,
         sharers: new Set(),
+        awaitedBy: [],
+        entered: Deferred.makeUnsafe(),
         accepted: Deferred.makeUnsafe(),
         fiber: undefined,
+        call: undefined,
         isAccepted: false,
         landed: undefined
       }
       const sharer: Sharer = {
+        ...asked,
         id,
         flight,
-        tenant,
-        labels: request.labels,
+        labels,
+        waits,
         isFollower: shared !== undefined,
-        createdAt: wall,
-        submittedAt: now(),
-        timeout,
-        hasDeadline,
         told: Deferred.makeUnsafe(),
         ended: undefined
       }
       flight.sharers.add(sharer)
       sharers.set(id, sharer)
       if (sharer.isFollower) followers++
-      publish(() => ({ ...unknownCall(sharer), status: "pending" }))
+      if (waits && current !== undefined) flight.awaitedBy.push(current)
       if (shared === undefined) {
         flights.set(key, flight)
         calls.add(flight.id)
-        return Effect.map(Effect.forkDetach(fly(flight, request)), (fiber) => {
-          flight.fiber = fiber
-          return sharer
-        })
+        // At once: it has its place before whatever is submitted next.
+        return Effect.as(Effect.forkDetach(fly(flight, request), { startImmediately: true }), sharer)
       }
-      if (headStart <= flight.headStart || priority === undefined) return Effect.succeed(sharer)
-      flight.headStart = headStart
-      flight.priority = priority
-      return Effect.as(Effect.ignore(queue.changePriority(flight.id, priority)), sharer)
+      if (flight.isAccepted) publish(() => ({ ...sharedBase(sharer), status: "pending" }))
+      // Its place may have been changed since.
+      if (asked.headStart <= (flight.call?.headStart ?? flight.headStart)) return Effect.succeed(sharer)
+      flight.headStart = asked.headStart
+      return Effect.as(Effect.ignore(queue.changePriority(flight.id, asked.headStart / 1000)), sharer)
     })
 
-  const late = (sharer: Sharer) =>
+  const late = (
+    id: string,
+    { hasDeadline, submittedAt, timeout }: Asked,
+    { processingTime, queueTime } = { queueTime: now() - submittedAt, processingTime: 0 }
+  ) =>
     new QueueError.QueueTimeout({
       modelId,
-      requestId: sharer.id,
-      limit: sharer.hasDeadline ? "deadline" : "timeout",
-      timeoutMillis: sharer.timeout,
-      queueTimeMillis: now() - sharer.submittedAt,
-      processingTimeMillis: 0
+      requestId: id,
+      limit: hasDeadline ? "deadline" : "timeout",
+      timeoutMillis: timeout,
+      queueTimeMillis: queueTime,
+      processingTimeMillis: processingTime
     })
 
+  /** Where its time is up; without room for its call, who waits for acceptance only is told so, as without a key. */
+  const expired = (sharer: Sharer) =>
+    sharer.waits || sharer.flight.isAccepted
+      ? late(sharer.id, sharer, timesOf(sharer))
+      : new QueueError.QueueFull({ modelId, requestId: sharer.id, capacity: config.capacity })
+
   /** Waits for the end of a sharer. By a processor of this queue, its call may run on that one's permit. */
-  const awaitEnd = (sharer: Sharer): Effect.Effect<Completed, Failure> =>
-    Effect.flatMap(CurrentEntry, (current) => {
-      const told = Deferred.await(sharer.told)
-      if (current === undefined) return told
-      const lending = Effect.andThen(
-        Deferred.await(sharer.flight.accepted),
-        Effect.exit(queue.awaitCompletion(sharer.flight.id))
-      )
-      return Effect.raceFirst(told, Effect.andThen(Effect.exit(lending), told))
-    })
+  const awaitEnd = (sharer: Sharer, current: Entry | undefined): Effect.Effect<Completed, Failure> => {
+    const told = Deferred.await(sharer.told)
+    if (current === undefined) return told
+    const { entered, id } = sharer.flight
+    const lending = Effect.andThen(Deferred.await(entered), Effect.exit(queue.awaitCompletion(id)))
+    return Effect.raceFirst(told, Effect.andThen(lending, told))
+  }
 
   const timed = (sharer: Sharer, wait: Effect.Effect<Completed, Failure>): Effect.Effect<Completed, Failure> =>
     sharer.timeout === Number.POSITIVE_INFINITY ? wait : Effect.timeoutOrElse(wait, {
-      duration: Duration.millis(sharer.timeout),
-      orElse: () => Effect.andThen(leave(sharer, late(sharer)), Deferred.await(sharer.told))
+      duration: Duration.millis(Math.max(0, sharer.submittedAt + sharer.timeout - now())),
+      orElse: () => {
+        leave(sharer, expired(sharer))
+        return Deferred.await(sharer.told)
+      }
     })
 
   const cancelled = (sharer: Sharer) => new QueueError.RequestCancelled({ modelId, requestId: sharer.id })
 
-  /** The result that is kept for a key: an end without a call. */
-  const kept = (key: string, request: AnyRequest): Effect.Effect<Completed | undefined> =>
-    Effect.suspend(() => {
-      const flight = flights.get(key)
-      if (store === undefined || (flight !== undefined && flight.landed === undefined)) return Effect.undefined
-      const found: Effect.Effect<Option.Option<unknown>> = flight?.landed === undefined
-        ? Effect.map(patiently(store.get(key)), Option.flatten)
-        : Effect.succeedSome(flight.landed.result)
-      return Effect.map(
-        found,
-        Option.match({
-          onNone: () => undefined,
-          onSome: (result): Completed => ({
-            requestId: request.id,
-            modelId,
-            tenant: request.tenant,
-            createdAt: clock.currentTimeMillisUnsafe(),
-            queueTime: zero,
-            processingTime: zero,
-            attempts: 0,
-            timeToFirstElement: undefined,
-            refusals: [],
-            inputTokensUsed: undefined,
-            outputTokensUsed: undefined,
-            isKept: true,
-            status: "completed",
-            result
-          })
-        })
-      )
-    })
+  /** By an operator: as one that was accepted, so that its end is known. */
+  const cancel = (sharer: Sharer): boolean => {
+    if (sharer.ended !== undefined) return false
+    if (!sharer.flight.isAccepted) publish(() => ({ ...sharedBase(sharer), status: "pending" }))
+    return leave(sharer, cancelled(sharer), true)
+  }
 
-  /** Remembers a request that was answered by a kept result, as one that has ended. */
-  const remember = (key: string, response: Completed) => {
+  /** A request that is answered by a kept result is remembered as one that has ended. */
+  const answer = (
+    request: AnyRequest,
+    asked: Asked,
+    current: Entry | undefined,
+    result: unknown
+  ): Effect.Effect<Completed, QueueError.AcceptError> => {
+    const id = freeId(request.id)
+    if (id === undefined) return Effect.fail(new QueueError.DuplicateRequest({ modelId, requestId: request.id }))
+    const problems = problemsOf(request)
+    if (problems.length > 0) return Effect.fail(invalid(id, ...problems))
+    const closed = queue.refusal(id, request.waitForCompletion && queue.isProcessing(current))
+    if (closed !== undefined) return Effect.fail(closed)
+    const response: Completed = {
+      requestId: id,
+      modelId,
+      tenant: asked.tenant,
+      createdAt: asked.createdAt,
+      queueTime: Duration.millis(now() - asked.submittedAt),
+      processingTime: zero,
+      attempts: 0,
+      timeToFirstElement: undefined,
+      refusals: [],
+      inputTokensUsed: undefined,
+      outputTokensUsed: undefined,
+      isKept: true,
+      status: "completed",
+      result
+    }
     const flight: Flight = {
-      key,
-      id: response.requestId,
+      key: "",
+      id,
       headStart: 0,
-      priority: undefined,
       sharers: new Set(),
+      awaitedBy: [],
+      entered: Deferred.makeUnsafe(),
       accepted: Deferred.makeUnsafe(),
       fiber: undefined,
+      call: undefined,
       isAccepted: true,
-      landed: response
+      landed: undefined
     }
     const sharer: Sharer = {
-      id: response.requestId,
+      ...asked,
+      id,
       flight,
-      tenant: response.tenant,
       labels: undefined,
+      waits: true,
       isFollower: false,
-      createdAt: response.createdAt,
-      submittedAt: now(),
-      timeout: Number.POSITIVE_INFINITY,
-      hasDeadline: false,
       told: Deferred.makeUnsafe(),
       ended: { response, exit: Exit.succeed(response), at: now() }
     }
-    sharers.set(sharer.id, sharer)
-    retained.set(sharer.id, sharer)
+    sharers.set(id, sharer)
+    retained.set(id, sharer)
     publish(() => response)
     expire()
+    return Effect.succeed(response)
   }
 
   const keyOf = (request: AnyRequest): string | undefined | QueueError.InvalidRequest => {
@@ -467,6 +577,7 @@ export const make = (
     fromKept: (response: Completed) => A,
     then: (
       sharer: Sharer,
+      current: Entry | undefined,
       restore: <B, E>(effect: Effect.Effect<B, E>) => Effect.Effect<B, E>
     ) => Effect.Effect<A, Failure>
   ): Effect.Effect<A, Failure> => {
@@ -478,17 +589,28 @@ export const make = (
     }
     if (typeof key === "object") return Effect.fail(key)
     return Effect.uninterruptibleMask((restore) =>
-      Effect.flatMap(restore(kept(key, request)), (found): Effect.Effect<A, Failure> => {
-        if (found !== undefined) {
-          const id = freeId(found.requestId)
-          if (id === undefined) {
-            return Effect.fail(new QueueError.DuplicateRequest({ modelId, requestId: found.requestId }))
+      Effect.withFiber((fiber): Effect.Effect<A, Failure> => {
+        const context = fiber.getRef(requestContext.CurrentRequestContext)
+        const current = fiber.getRef(CurrentEntry)
+        const asked = ask(request, context)
+        if ("_tag" in asked) return Effect.fail(asked)
+        const labels = context.labels === undefined ? request.labels : { ...context.labels, ...request.labels }
+        const share = () =>
+          Effect.flatMap(join(key, request, asked, labels, current), (sharer) => then(sharer, current, restore))
+        /** What waits to be kept can be had before it is. */
+        const landed = () => flights.get(key)?.landed
+        const here = landed()
+        if (here !== undefined) return Effect.map(answer(request, asked, current, here.result), fromKept)
+        if (store === undefined || flights.has(key)) return share()
+        return Effect.flatMap(
+          restore(patiently(store.get(key), Math.min(patience, asked.timeout))),
+          (found): Effect.Effect<A, Failure> => {
+            const there = landed()
+            const result = there === undefined ? Option.flatten(found) : Option.some(there.result)
+            if (Option.isSome(result)) return Effect.map(answer(request, asked, current, result.value), fromKept)
+            return now() - asked.submittedAt >= asked.timeout ? Effect.fail(late(request.id, asked)) : share()
           }
-          const response = { ...found, requestId: id }
-          remember(key, response)
-          return Effect.succeed(fromKept(response))
-        }
-        return Effect.flatMap(join(key, request), (sharer) => then(sharer, restore))
+        )
       })
     )
   }
@@ -504,10 +626,13 @@ export const make = (
     ...queue,
     submit: (request) =>
       mayBeShared(request)
-        ? keyed(request, queue.submit, (response) => response, (sharer, restore) =>
-          Effect.onInterrupt(
-            restore(timed(sharer, awaitEnd(sharer))),
-            () => leave(sharer, cancelled(sharer))
+        ? keyed(request, queue.submit, (response) =>
+          response, (sharer, current, restore) =>
+          restore(Effect.suspend(() =>
+            timed(sharer, awaitEnd(sharer, current))
+          )).pipe(
+            Effect.onInterrupt(() => Effect.sync(() => leave(sharer, cancelled(sharer)))),
+            Effect.ensuring(Effect.sync(() => stopWaiting(sharer.flight, current)))
           ))
         : queue.submit(request),
     accept: (request) =>
@@ -515,9 +640,9 @@ export const make = (
         ? Effect.mapError(
           keyed(
             request,
-            queue.accept,
+            (request) => queue.accept(request),
             (response): QueueResponse.Pending<unknown, ProcessorFailure> => ({ ...response, status: "pending" }),
-            (sharer, restore) =>
+            (sharer, _, restore) =>
               Effect.gen(function*() {
                 if (sharer.timeout !== Number.POSITIVE_INFINITY) {
                   yield* Effect.forkDetach(
@@ -528,9 +653,9 @@ export const make = (
                 }
                 yield* Effect.onInterrupt(
                   restore(Effect.raceFirst(Deferred.await(sharer.flight.accepted), Deferred.await(sharer.told))),
-                  () => leave(sharer, cancelled(sharer))
+                  () => Effect.sync(() => leave(sharer, cancelled(sharer)))
                 )
-                return { ...(yield* status(sharer)), status: "pending" as const }
+                return { ...status(sharer), status: "pending" as const }
               })
           ),
           // Whatever it fails with fails its acceptance.
@@ -538,49 +663,78 @@ export const make = (
         )
         : queue.accept(request),
     awaitCompletion: (id) =>
-      Effect.suspend(() => {
+      Effect.withFiber((fiber) => {
         const sharer = find(id)
-        return sharer === undefined ? queue.awaitCompletion(id) : sharer.ended?.exit ?? awaitEnd(sharer)
+        if (sharer === undefined) return queue.awaitCompletion(id)
+        if (sharer.ended !== undefined) return sharer.ended.exit
+        const { flight } = sharer
+        const current = fiber.getRef(CurrentEntry)
+        if (isWithin(flight, current)) return Effect.fail(invalid(id, ownCall))
+        return Effect.acquireUseRelease(
+          Effect.sync(() => current === undefined ? 0 : flight.awaitedBy.push(current)),
+          () => awaitEnd(sharer, current),
+          () => Effect.sync(() => stopWaiting(flight, current))
+        )
       }),
     status: (id) =>
       Effect.suspend(() => {
         const sharer = find(id)
-        return sharer === undefined ? queue.status(id) : status(sharer)
+        return sharer === undefined ? queue.status(id) : Effect.succeed(status(sharer))
       }),
     cancel: (id) =>
       Effect.suspend(() => {
         const sharer = find(id)
-        return sharer === undefined ? queue.cancel(id) : leave(sharer, cancelled(sharer))
+        return sharer === undefined ? queue.cancel(id) : Effect.succeed(cancel(sharer))
       }),
     cancelAll: (filter) => sharers.size === 0 ? queue.cancelAll(filter) : cancelAll(filter),
-    changePriority: (id, priority) => queue.changePriority(find(id)?.flight.id ?? id, priority),
-    reportUsage: (id, usage) => queue.reportUsage(find(id)?.flight.id ?? id, usage)
+    changePriority: (id, priority) =>
+      Effect.suspend(() => {
+        const sharer = find(id)
+        if (sharer === undefined) return queue.changePriority(id, priority)
+        const headStart = settings.headStart(priority)
+        if (typeof headStart === "string") return Effect.fail(invalid(id, `priority: ${headStart}`))
+        if (sharer.ended !== undefined) return Effect.succeed(false)
+        sharer.flight.headStart = headStart
+        return Effect.orElseSucceed(queue.changePriority(sharer.flight.id, priority), () => true)
+      }),
+    reportUsage: (id, usage) =>
+      Effect.suspend(() => {
+        const sharer = find(id)
+        if (sharer === undefined) return queue.reportUsage(id, usage)
+        if (sharer.ended?.response.isKept) {
+          return Effect.fail(invalid(id, "usage: a kept result answered the request, so nothing is charged for it"))
+        }
+        return queue.reportUsage(sharer.flight.id, usage)
+      })
   }
 
   function cancelAll(filter: QueueManager.RequestFilter): Effect.Effect<number, QueueError.InvalidRequest> {
     return Effect.gen(function*() {
       const matches = settings.requestFilter(filter)
-      if (typeof matches !== "function") {
-        return yield* new QueueError.InvalidRequest({ modelId, requestId: "", problems: matches })
+      if (typeof matches !== "function") return yield* invalid("", ...matches)
+      const meant: Array<Sharer> = []
+      try {
+        for (const sharer of sharers.values()) {
+          if (sharer.ended !== undefined) continue
+          const response = snapshot(sharer)
+          const described = {
+            id: sharer.id,
+            tenant: sharer.tenant,
+            labels: sharer.labels,
+            status: response.status === "processing" ? "processing" as const : "pending" as const,
+            age: now() - sharer.submittedAt
+          }
+          if (matches(described, () => response)) meant.push(sharer)
+        }
+      } catch (error) {
+        return yield* invalid("", `filter.where: threw ${settings.show(error)}`)
       }
       // A call is for those who share it to cancel.
-      const cancelled_ = yield* queue.cancelAll({
+      let count = yield* queue.cancelAll({
         ...filter,
         where: (response) => !calls.has(response.requestId) && (filter.where?.(response) ?? true)
       })
-      let count = cancelled_
-      for (const sharer of Array.from(sharers.values())) {
-        if (sharer.ended !== undefined) continue
-        const response = yield* status(sharer)
-        const described = {
-          id: sharer.id,
-          tenant: sharer.tenant,
-          labels: sharer.labels,
-          status: response.status === "processing" ? "processing" as const : "pending" as const,
-          age: now() - sharer.submittedAt
-        }
-        if (matches(described, () => response) && (yield* leave(sharer, cancelled(sharer)))) count++
-      }
+      for (const sharer of meant) if (cancel(sharer)) count++
       return count
     })
   }

@@ -65,9 +65,10 @@ export interface ModelQueue {
   readonly scope: Scope.Scope
   /** Accepts and waits for the end. */
   readonly submit: (request: AnyRequest) => Effect.Effect<QueueResponse.Completed<unknown>, Failure>
-  /** Waits for acceptance only. */
+  /** Waits for acceptance only. `entered` is called when it is let in, which may be before there is room for it. */
   readonly accept: (
-    request: AnyRequest
+    request: AnyRequest,
+    entered?: (entry: Entry) => void
   ) => Effect.Effect<QueueResponse.Pending<unknown, ProcessorFailure>, QueueError.AcceptError>
   readonly awaitCompletion: (
     id: string
@@ -93,8 +94,15 @@ export interface ModelQueue {
   readonly letters: DeadLetters
   /** Whether a request is known under the id. */
   readonly has: (id: string) => boolean
-  /** Whether a request is the one that is being processed, or one that waits for it. */
-  readonly isWithin: (id: string, current: Entry | undefined) => boolean
+  /** The end of a request, whether or not it is still known under its id. Lends it no permit. */
+  readonly awaitEntry: (entry: Entry) => Effect.Effect<QueueResponse.Completed<unknown>, Failure>
+  /** Whether a request is one that this queue is processing, or was submitted by one, directly or by descent. */
+  readonly isProcessing: (current: Entry | undefined) => boolean
+  /** Why nothing new is let in, if that is so. */
+  readonly refusal: (
+    id: string,
+    isNested: boolean
+  ) => QueueError.QueueShutdown | QueueError.QueueDraining | undefined
   /** What the stream of an entry that is being processed has used. */
   readonly settle: (entry: Entry, usage: RateLimiter.Tokens) => Effect.Effect<RateLimiter.Settlement>
   /** The first element of its stream is there: it cannot be attempted again unseen. */
@@ -644,15 +652,20 @@ export const make = Effect.fnUntraced(function*(
     }
   }
 
+  const refusal: ModelQueue["refusal"] = (id, isNested) => {
+    if (state !== "open" && !(state === "closing" && draining && isNested)) {
+      return new QueueError.QueueShutdown({ modelId, requestId: id })
+    }
+    return isEmptying && state === "open" && !isNested
+      ? new QueueError.QueueDraining({ modelId, requestId: id })
+      : undefined
+  }
+
   /** Lets a request in, or says why not. */
   const enter = (entry: Entry): QueueError.AcceptError | undefined => {
     if (entries.has(entry.id)) return new QueueError.DuplicateRequest({ modelId, requestId: entry.id })
-    if (state !== "open" && !(state === "closing" && draining && entry.nested)) {
-      return new QueueError.QueueShutdown({ modelId, requestId: entry.id })
-    }
-    if (isEmptying && state === "open" && !entry.nested) {
-      return new QueueError.QueueDraining({ modelId, requestId: entry.id })
-    }
+    const closed = refusal(entry.id, entry.nested)
+    if (closed !== undefined) return closed
     if (gate?.isQuotaExhausted(now())) return quotaExhausted(entry.id)
     if (gate?.isBlocked(now()) && leavesWhenUnavailable(entry)) return unavailable(entry, gate.reason, reopensIn(gate))
     // A processor that waits for room in its own queue could be what the room waits for.
@@ -769,12 +782,14 @@ export const make = Effect.fnUntraced(function*(
         ))
     )
 
-  const accept: ModelQueue["accept"] = (request) =>
+  const accept: ModelQueue["accept"] = (request, entered) =>
     Effect.uninterruptibleMask((restore) =>
       admitToQueue(request, restore, (entry) => {
         const pending = { ...response(entry, now()), status: "pending" as const }
-        if (entry.state !== "suspended") return Effect.succeed(pending)
-        entry.accepted = Deferred.makeUnsafe()
+        // Before anybody else knows of it, who may let it in, or end it.
+        if (entry.state === "suspended") entry.accepted = Deferred.makeUnsafe()
+        entered?.(entry)
+        if (entry.accepted === undefined) return Effect.succeed(pending)
         return Effect.onInterrupt(
           Effect.flatMap(restore(Deferred.await(entry.accepted)), () => {
             if (entry.state !== "suspended") return Effect.succeed(pending)
@@ -1539,10 +1554,9 @@ export const make = Effect.fnUntraced(function*(
     drain: drainOut,
     letters,
     has: (id) => entries.has(id),
-    isWithin: (id, current) => {
-      const entry = entries.get(id)
-      return entry !== undefined && isAncestorOrSelf(entry, current)
-    },
+    awaitEntry: (entry) => Effect.suspend(() => awaitEnd(entry)),
+    isProcessing: (current) => runningAncestor(current) !== undefined,
+    refusal,
     settle,
     streaming: (entry) => {
       entry.firstElementAt = now()

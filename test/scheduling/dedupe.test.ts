@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Deferred, Effect, Exit, Fiber, Layer, Option, Schema } from "effect"
+import { Cause, Deferred, Duration, Effect, Exit, Fiber, Layer, Option, Schema } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter, ResultStore } from "effect-llm-queue"
 import * as PersistedResults from "effect-llm-queue/PersistedResults"
 import { Persistence } from "effect/persistence"
@@ -238,6 +238,291 @@ describe("requests with one key", () => {
     }).pipe(Effect.provide(Manager)))
 })
 
+describe("requests with one key, among others", () => {
+  it.effect("have their place in the order, and say how their own time went", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<string, string>("model", { rateLimiters: [RateLimiter.concurrent(1)] })
+      const order: Array<string> = []
+      yield* manager.registerQueue(Model, ({ params }) =>
+        Effect.delay(
+          Effect.sync(() => {
+            order.push(params)
+            return params
+          }),
+          "1 second"
+        ))
+      const submit = (params: string, options?: QueueRequest.RequestOptions) =>
+        Effect.forkChild(manager.submit(Model, params, options), { startImmediately: true })
+      const keyed = yield* submit("keyed", { dedupeKey: "k" })
+      yield* submit("plain")
+      yield* TestClock.adjust("600 millis")
+      const follower = yield* submit("keyed", { dedupeKey: "k" })
+      const late = yield* submit("keyed", { dedupeKey: "k", timeout: "300 millis" })
+      yield* TestClock.adjust("300 millis")
+      assert.deepInclude(yield* Effect.flip(Fiber.join(late)), {
+        _tag: "QueueTimeout",
+        queueTimeMillis: 0,
+        processingTimeMillis: 300
+      })
+      yield* TestClock.adjust("1 second")
+      assert.strictEqual(order[0], "keyed")
+      const times = (yield* Fiber.join(follower)).processingTime
+      assert.strictEqual(Duration.toMillis(times), 400)
+      assert.strictEqual(Duration.toMillis((yield* Fiber.join(keyed)).processingTime), 1000)
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("an id that was not accepted is free, and nothing was told of it", () =>
+    Effect.gen(function*() {
+      const { Model, manager, submit } = yield* open({
+        rateLimiters: [RateLimiter.concurrent(1)],
+        capacity: 1,
+        strategy: "reject"
+      })
+      yield* submit(1000)
+      yield* TestClock.adjust(0)
+      yield* submit(1000)
+      for (let i = 0; i < 2; i++) {
+        const refused = yield* submit(0, { dedupeKey: "k", id: "refused" })
+        yield* TestClock.adjust(0)
+        assert.deepInclude(yield* Effect.flip(Fiber.join(refused)), { _tag: "QueueFull" })
+      }
+      assert.deepInclude(yield* Effect.flip(manager.getStatus(Model, "refused")), { _tag: "RequestNotFound" })
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("wrong ones are refused though another one's call would answer them", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.make("typed", {
+        params: Schema.Finite,
+        result: Schema.String,
+        rateLimiters: "unlimited",
+        deduplicate: { keep: "1 hour" }
+      })
+      yield* manager.registerQueue(Model, () => Effect.delay(Effect.succeed("x"), "1 second"))
+      const refused = Effect.gen(function*() {
+        const tags: Array<string> = []
+        for (
+          const [params, options] of [
+            [Number.NaN, {}],
+            [1, { timeout: -1 }],
+            [1, { processingTimeout: -1 }],
+            [1, { estimatedInputTokens: -1 }]
+          ] as const
+        ) tags.push((yield* Effect.flip(manager.submit(Model, params, { dedupeKey: "k", ...options })))._tag)
+        return tags
+      })
+      const all = Array.from({ length: 4 }, () => "InvalidRequest")
+      const first = yield* Effect.forkChild(manager.submit(Model, 1, { dedupeKey: "k" }), { startImmediately: true })
+      assert.deepStrictEqual(yield* refused, all)
+      yield* TestClock.adjust("1 second")
+      yield* Fiber.join(first)
+      assert.deepStrictEqual(yield* refused, all)
+      const kept = yield* QueueManager.withTenant(manager.submit(Model, 1, { dedupeKey: "k", id: "kept" }), "a")
+      assert.deepInclude(kept, { isKept: true, tenant: "a" })
+      const usage = manager.updateTokenUsage(Model, "kept", { inputTokens: 1, outputTokens: 1 })
+      assert.strictEqual((yield* Effect.flip(usage))._tag, "InvalidRequest")
+      yield* manager.shutdownAll()
+      const late = yield* Effect.flip(manager.submit(Model, 1, { dedupeKey: "k" }))
+      assert.strictEqual(late._tag, "QueueShutdown")
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("nobody joins a queue that closes", () =>
+    Effect.gen(function*() {
+      const { Model, manager, submit } = yield* open()
+      const first = yield* submit(1000, { dedupeKey: "k" })
+      yield* TestClock.adjust(0)
+      const draining = yield* Effect.forkChild(manager.drainQueue(Model), { startImmediately: true })
+      const joins = Effect.map(
+        Effect.flip(manager.submit(Model, 1, { dedupeKey: "k" })),
+        (error) => typeof error === "string" ? error : error._tag
+      )
+      assert.strictEqual(yield* joins, "QueueDraining")
+      yield* Effect.forkChild(manager.shutdownAll({ policy: "drain", deadline: "1 minute" }), {
+        startImmediately: true
+      })
+      assert.strictEqual(yield* joins, "QueueShutdown")
+      yield* TestClock.adjust("1 second")
+      assert.strictEqual((yield* Fiber.join(first)).result, "call 1")
+      yield* Fiber.join(draining)
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("the place that an operator gave a call is the one that a higher priority is compared with", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<string, string>("model", { rateLimiters: [RateLimiter.concurrent(1)] })
+      const order: Array<string> = []
+      yield* manager.registerQueue(Model, ({ params }) =>
+        Effect.delay(
+          Effect.sync(() => {
+            order.push(params)
+            return params
+          }),
+          "1 second"
+        ))
+      const submit = (params: string, options?: QueueRequest.RequestOptions) =>
+        Effect.andThen(
+          Effect.forkChild(manager.submit(Model, params, options), { startImmediately: true }),
+          TestClock.adjust(0)
+        )
+      yield* submit("first")
+      yield* submit("forty", { priority: 40 })
+      yield* submit("raised", { dedupeKey: "raised", id: "raised" })
+      yield* submit("low", { dedupeKey: "low", priority: "low" })
+      yield* submit("before", { priority: -1 })
+      assert.isTrue(yield* manager.changePriority(Model, "raised", "high"))
+      yield* submit("raised", { dedupeKey: "raised", priority: 30 })
+      // The model's default is higher, too.
+      yield* submit("low", { dedupeKey: "low" })
+      yield* TestClock.adjust("5 seconds")
+      assert.deepStrictEqual(order, ["first", "raised", "forty", "low", "before"])
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("a filter that throws cancels none, and fails as an invalid request", () =>
+    Effect.gen(function*() {
+      const { Model, manager, submit } = yield* open()
+      yield* submit(1000)
+      const keyed = yield* submit(1000, { dedupeKey: "k" })
+      yield* TestClock.adjust(0)
+      const error = yield* Effect.flip(manager.cancelRequests(Model, {
+        where: ({ sharedWith }) => {
+          if (sharedWith !== undefined) throw new Error("no")
+          return true
+        }
+      }))
+      assert.strictEqual(error._tag, "InvalidRequest")
+      assert.deepInclude(yield* manager.getQueueInfo(Model), { running: 2, cancelled: 0 })
+      assert.isUndefined(keyed.pollUnsafe())
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("a processor that fails with the cancellation of another request has failed", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<number, string, unknown>("model", { rateLimiters: "unlimited" })
+      yield* manager.registerQueue(Model, ({ params }) =>
+        params === 0 ? Effect.never : Effect.gen(function*() {
+          const pending = yield* manager.submitRequest(
+            QueueRequest.make(Model, { params: 0, waitForCompletion: false })
+          )
+          yield* manager.cancelRequest(Model, pending.requestId)
+          return (yield* manager.awaitCompletion(pending)).result
+        }))
+      const fiber = yield* Effect.forkChild(Effect.flip(manager.submit(Model, 1, { dedupeKey: "k", id: "a" })))
+      yield* TestClock.adjust(0)
+      assert.deepInclude(yield* Fiber.join(fiber), { _tag: "RequestCancelled" })
+      assert.strictEqual((yield* manager.getStatus(Model, "a")).status, "failed")
+    }).pipe(Effect.provide(Manager)))
+})
+
+describe("processors that submit requests with a key to their own queue", () => {
+  const tag = (error: unknown): string =>
+    typeof error === "object" && error !== null && "_tag" in error ? String(error._tag) : String(error)
+
+  /** What became of a request within a second, and not "hangs". */
+  const become = Effect.fnUntraced(function*(fiber: Fiber.Fiber<{ readonly result: string }, unknown>) {
+    yield* TestClock.adjust("1 second")
+    const exit = fiber.pollUnsafe()
+    return exit === undefined ? "hangs" : yield* Effect.match(exit, {
+      onSuccess: ({ result }) => result,
+      onFailure: tag
+    })
+  })
+
+  it.effect("cannot wait for their own call by the id of one that shares it", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<number, string, string>("model", {
+        rateLimiters: [RateLimiter.concurrent(1)]
+      })
+      yield* manager.registerQueue(Model, () =>
+        Effect.gen(function*() {
+          const pending = yield* manager.submitRequest(
+            QueueRequest.make(Model, { params: 1, dedupeKey: "k", waitForCompletion: false })
+          )
+          return (yield* manager.awaitCompletion(pending)).result
+        }).pipe(Effect.mapError(tag)))
+      assert.strictEqual(
+        yield* become(yield* Effect.forkChild(manager.submit(Model, 1, { dedupeKey: "k" }))),
+        "InvalidRequest"
+      )
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("take no room, and share a call that waits for room", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      for (const isShared of [false, true]) {
+        const Model = ModelConfig.makeUntyped<string, string, string>(`model${isShared}`, {
+          rateLimiters: [RateLimiter.concurrent(1)],
+          capacity: 1
+        })
+        const go = yield* Deferred.make<void>()
+        yield* manager.registerQueue(Model, ({ params }) =>
+          params !== "outer" ? Effect.succeed(params) : Effect.andThen(
+            Deferred.await(go),
+            manager.submit(Model, "inner", { dedupeKey: "k" })
+          ).pipe(Effect.map(({ result }) => result), Effect.mapError(tag)))
+        const submit = (params: string, dedupeKey?: string) =>
+          Effect.forkChild(manager.submit(Model, params, { dedupeKey }), { startImmediately: true })
+        const outer = yield* submit("outer")
+        yield* TestClock.adjust(0)
+        yield* submit("fills the queue")
+        if (isShared) {
+          yield* submit("inner", "k")
+          assert.strictEqual((yield* manager.getQueueInfo(Model)).suspended, 1)
+        }
+        yield* Deferred.succeed(go, undefined)
+        assert.strictEqual(yield* become(outer), "inner")
+      }
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("run while their queue drains, as those without a key", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<string, string, string>("model", {
+        rateLimiters: [RateLimiter.concurrent(1)]
+      })
+      const go = yield* Deferred.make<void>()
+      yield* manager.registerQueue(Model, ({ params }) =>
+        params !== "outer" ? Effect.succeed(params) : Effect.andThen(
+          Deferred.await(go),
+          manager.submit(Model, "inner", { dedupeKey: "k" })
+        ).pipe(Effect.map(({ result }) => result), Effect.mapError(tag)))
+      const outer = yield* Effect.forkChild(manager.submit(Model, "outer"))
+      yield* TestClock.adjust(0)
+      yield* Effect.forkChild(manager.shutdownAll({ policy: "drain", deadline: "1 minute" }), {
+        startImmediately: true
+      })
+      yield* Deferred.succeed(go, undefined)
+      assert.strictEqual(yield* become(outer), "inner")
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("do not hang in a circle, through a call that others wait for, nor through another queue", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      for (const isSame of [true, false]) {
+        const options = { rateLimiters: [RateLimiter.concurrent(9)] }
+        const A = ModelConfig.makeUntyped<string, string, string>(`a${isSame}`, options)
+        const B = isSame ? A : ModelConfig.makeUntyped<string, string, string>("b", options)
+        const go = yield* Deferred.make<void>()
+        const resultOf = <E>(submission: Effect.Effect<{ readonly result: string }, E>) =>
+          submission.pipe(Effect.map(({ result }) => result), Effect.mapError(tag))
+        const one = manager.submit(A, "one", { dedupeKey: "one" })
+        const two = manager.submit(B, "two", { dedupeKey: "two" })
+        const processor = ({ params }: { readonly params: string }) =>
+          params === "two" ? Effect.andThen(Deferred.await(go), resultOf(one)) : resultOf(two)
+        yield* manager.registerQueue(A, processor)
+        if (!isSame) yield* manager.registerQueue(B, processor)
+        // The call is there for somebody else before the circle comes about.
+        yield* Effect.forkChild(Effect.exit(two), { startImmediately: true })
+        yield* TestClock.adjust(0)
+        const circle = yield* Effect.forkChild(one)
+        yield* TestClock.adjust(0)
+        yield* Deferred.succeed(go, undefined)
+        assert.strictEqual(yield* become(circle), "InvalidRequest")
+      }
+    }).pipe(Effect.provide(Manager)))
+})
+
 describe("equal parameters", () => {
   const model = (options: Partial<ModelConfig.Options<typeof Params.Type, string>>) =>
     ModelConfig.make("typed", { params: Params, result: Schema.String, rateLimiters: "unlimited", ...options })
@@ -347,6 +632,61 @@ describe("equal parameters", () => {
       )
       assert.deepStrictEqual(twice, [1, 0, 1])
       assert.deepStrictEqual(yield* Deferred.await(kept), { result: { number: "1" } })
+    }))
+
+  it.effect("who waits for a store is told at its own deadline", () =>
+    Effect.gen(function*() {
+      const { calls, submit } = yield* open({ deduplicate: { keep: "1 minute" } })
+      const late = yield* submit(0, { dedupeKey: "a", timeout: "1 second" })
+      yield* TestClock.adjust("1 second")
+      assert.deepInclude(yield* Effect.flip(Fiber.join(late)), { _tag: "QueueTimeout", queueTimeMillis: 1000 })
+      assert.strictEqual(calls.length, 0)
+      // What is left of the time after the store has not answered is for the call.
+      const later = yield* submit(10_000, { dedupeKey: "a", timeout: "6 seconds" })
+      yield* TestClock.adjust("6 seconds")
+      assert.deepInclude(yield* Effect.flip(Fiber.join(later)), { _tag: "QueueTimeout", processingTimeMillis: 1000 })
+    }).pipe(
+      Effect.scoped,
+      Effect.provide(Layer.fresh(Manager)),
+      Effect.provideService(ResultStore.ResultStore, {
+        make: () => Effect.succeed({ get: () => Effect.never, set: () => Effect.void })
+      })
+    ))
+
+  it.effect("what a store of Persistence has that is not from here counts as nothing", () =>
+    Effect.gen(function*() {
+      for (const garbage of [{}, { other: 1 }]) {
+        const Foreign = Layer.succeed(Persistence.BackingPersistence)(
+          Persistence.BackingPersistence.of({
+            make: () =>
+              Effect.succeed({
+                get: () => Effect.succeed(garbage),
+                getMany: () => Effect.die("unused"),
+                set: () => Effect.void,
+                setMany: () => Effect.die("unused"),
+                remove: () => Effect.void,
+                clear: Effect.void
+              })
+          })
+        )
+        const Model = ModelConfig.makeUntyped<string, string>("foreign", {
+          rateLimiters: "unlimited",
+          deduplicate: { keep: "1 minute" }
+        })
+        const asked = Effect.gen(function*() {
+          const manager = yield* QueueManager.QueueManager
+          yield* manager.registerQueue(Model, () => Effect.succeed("called"))
+          return yield* manager.submit(Model, "", { dedupeKey: "a" })
+        }).pipe(
+          Effect.scoped,
+          Effect.provide(
+            Layer.fresh(Manager).pipe(
+              Layer.provide(PersistedResults.layer.pipe(Layer.provide(Foreign)))
+            )
+          )
+        )
+        assert.strictEqual((yield* asked).result, "called")
+      }
     }))
 
   it.effect("a store that fails, or never answers, counts as one that has nothing", () =>
