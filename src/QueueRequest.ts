@@ -43,7 +43,10 @@ export interface RequestOptions {
   readonly processingTimeout?: Duration.Input | undefined
   /**
    * Requests of a model with the same key share one call and one charge while it waits or is processed: 1 to 256
-   * characters. `false` keeps a request apart where the model says that equal ones share. Streams do not share.
+   * characters. The call has the options of the first one, but its timeout: each has its own, and interrupts only
+   * itself; the last one that leaves cancels the call. At most `capacity` requests share calls of others, beyond that
+   * they fail with `QueueFull`; a processor that would wait for its own call fails with `InvalidRequest`. `false` keeps
+   * a request apart where the model says that equal ones share. Streams do not share.
    */
   readonly dedupeKey?: string | false | undefined
   /**

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Deferred, Duration, Effect, Exit, Fiber, Layer, Option, Schema } from "effect"
+import { Cause, Deferred, Duration, Effect, Exit, Fiber, Layer, Option, Schema, Stream } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter, ResultStore } from "effect-llm-queue"
 import * as PersistedResults from "effect-llm-queue/PersistedResults"
 import { Persistence } from "effect/persistence"
@@ -715,21 +715,33 @@ describe("sharing at random", () => {
   it.effect("law: as many calls and charges as flights, and every request ends once", () =>
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager
+      const ends = new Map<string, number>()
+      yield* Effect.forkChild(
+        Stream.runForEach(manager.events, ({ modelId, requestId, status }) =>
+          Effect.sync(() => {
+            if (status === "pending" || status === "processing") return
+            ends.set(`${modelId} ${requestId}`, (ends.get(`${modelId} ${requestId}`) ?? 0) + 1)
+          })),
+        { startImmediately: true }
+      )
       for (let seed = 1; seed <= 150; seed++) {
         const choose = random.make(seed)
+        const capacity = choose.pick([2, 1000])
         const Model = ModelConfig.makeUntyped<number, string, string>(`model${seed}`, {
           rateLimiters: [RateLimiter.rpm(1_000_000, { timePeriod: "1 day" }), RateLimiter.concurrent(choose.int(1, 4))],
-          capacity: choose.pick([2, 1000]),
+          capacity,
           retention: { count: 10_000 }
         })
         let calls = 0
-        let running = 0
+        const running = new Set<string>()
+        const called = new Set<string>()
         const together = new Map<string, number>()
         let problem: string | undefined
         yield* manager.registerQueue(Model, (request) =>
           Effect.suspend(() => {
             calls++
-            running++
+            running.add(request.id)
+            called.add(request.id)
             const key = String(request.metadata?.["key"])
             const same = (together.get(key) ?? 0) + 1
             together.set(key, same)
@@ -737,7 +749,7 @@ describe("sharing at random", () => {
             return Effect.sleep(Math.abs(request.params)).pipe(
               Effect.andThen(request.params < 0 ? Effect.fail("failed") : Effect.succeed("ok")),
               Effect.ensuring(Effect.sync(() => {
-                running--
+                running.delete(request.id)
                 together.set(key, together.get(key)! - 1)
               }))
             )
@@ -767,13 +779,23 @@ describe("sharing at random", () => {
           if (choose.chance(0.1)) {
             yield* Effect.ignore(manager.cancelRequest(Model, choose.pick([...fibers.keys()])))
           }
+          yield* TestClock.adjust(0)
+          const alive = new Set<string | undefined>()
+          for (const each of fibers.keys()) {
+            const found = yield* Effect.option(manager.getStatus(Model, each))
+            if (Option.isNone(found)) continue
+            const { sharedWith, status } = found.value
+            if (status === "pending" || status === "processing") alive.add(sharedWith)
+          }
+          for (const call of running) assert.isTrue(alive.has(call), `seed ${seed}: ${call} runs for nobody`)
         }
         yield* TestClock.adjust("10 minutes")
         assert.isUndefined(problem)
-        assert.strictEqual(running, 0, `seed ${seed}`)
+        assert.strictEqual(running.size, 0, `seed ${seed}`)
         const info = yield* manager.getQueueInfo(Model)
         assert.deepInclude(info, { running: 0, depth: 0, suspended: 0 }, `seed ${seed}`)
         assert.strictEqual(info.rateLimiters[0]!.used, calls, `seed ${seed}: charges`)
+        const flights = new Set<string | undefined>()
         for (const [id, fiber] of fibers) {
           const exit = fiber.pollUnsafe()
           assert.isDefined(exit, `seed ${seed}: ${id} hangs`)
@@ -781,14 +803,38 @@ describe("sharing at random", () => {
           if (Option.isNone(status)) {
             // It was not accepted.
             assert.isTrue(Exit.isFailure(exit), `seed ${seed}: ${id}`)
+            assert.isFalse(ends.has(`${Model.modelId} ${id}`), `seed ${seed}: ${id} was told of`)
             continue
           }
+          assert.strictEqual(ends.get(`${Model.modelId} ${id}`), 1, `seed ${seed}: ends of ${id}`)
+          if (status.value.attempts > 0) flights.add(status.value.sharedWith)
           const ended = status.value.status
           assert.isTrue(["completed", "failed", "cancelled"].includes(ended), `seed ${seed}: ${id} is ${ended}`)
           if (background.has(id) || !Exit.isFailure(exit)) continue
           if (Cause.hasInterruptsOnly(exit.cause)) assert.strictEqual(ended, "cancelled", `seed ${seed}: ${id}`)
         }
+        assert.deepStrictEqual<Set<string | undefined>>(called, flights, `seed ${seed}: flights`)
+        assert.strictEqual(calls, flights.size, `seed ${seed}: calls`)
+        // Nothing is left of them: every key is asked anew, and nobody takes the room of those who share.
+        for (const key of ["a", "b", "c"]) {
+          yield* Effect.forkChild(manager.submit(Model, 1000, { dedupeKey: key, metadata: { key } }))
+          yield* TestClock.adjust("1 second")
+        }
+        assert.strictEqual(calls, flights.size + 3, `seed ${seed}: keys that are left`)
+        if (capacity === 2) {
+          const again: Array<Fiber.Fiber<unknown, unknown>> = []
+          for (let i = 0; i < 4; i++) {
+            again.push(yield* Effect.forkChild(manager.submit(Model, 1000, { dedupeKey: "a", metadata: { key: "a" } })))
+          }
+          yield* TestClock.adjust("1 second")
+          const wentWell = again.map((fiber) => {
+            const exit = fiber.pollUnsafe()
+            return exit !== undefined && Exit.isSuccess(exit)
+          })
+          assert.deepStrictEqual(wentWell, [true, true, true, false], `seed ${seed}: room`)
+        }
         yield* manager.unregisterQueue(Model)
+        ends.clear()
       }
     }).pipe(Effect.provide(Manager)), 60_000)
 })

@@ -83,6 +83,26 @@ describe("ModelConfig.make", () => {
     ModelConfig.make("m", { ...text, rateLimit: 1, usage: () => ({ inputTokens: 1 }) })
   })
 
+  test("a deduplication key is made of all parameters or of what the function takes", () => {
+    ModelConfig.make("m", { ...text, rateLimit: 1, deduplicate: { key: "params", keep: "1 minute", count: 10 } })
+    ModelConfig.make("m", {
+      ...text,
+      rateLimit: 1,
+      deduplicate: {
+        key: (params) => {
+          expect(params).type.toBe<string>()
+          return params.length > 0 ? params : undefined
+        }
+      }
+    })
+    // @ts-expect-error Type '"result"' is not assignable to type
+    ModelConfig.make("m", { ...text, rateLimit: 1, deduplicate: { key: "result" } })
+    // @ts-expect-error Type 'number' is not assignable to type
+    ModelConfig.make("m", { ...text, rateLimit: 1, deduplicate: { key: (params: string) => params.length } })
+    // @ts-expect-error 'age' does not exist in type
+    ModelConfig.make("m", { ...text, rateLimit: 1, deduplicate: { age: 1 } })
+  })
+
   test("every option can be given as undefined", () => {
     expect(ModelConfig.make("m", {
       ...text,

@@ -56,6 +56,16 @@ describe("QueueRequest.make", () => {
     QueueRequest.make(Gpt4, { priority: "high" })
   })
 
+  test("has a key of its own, or is kept apart by false", () => {
+    QueueRequest.make(Gpt4, { params, dedupeKey: "k" })
+    QueueRequest.make(Gpt4, { params, dedupeKey: false })
+    QueueRequest.make(Gpt4, { params, dedupeKey: undefined })
+    // @ts-expect-error Type 'true' is not assignable to type
+    QueueRequest.make(Gpt4, { params, dedupeKey: true })
+    // @ts-expect-error Type 'number' is not assignable to type
+    QueueRequest.make(Gpt4, { params, dedupeKey: 1 })
+  })
+
   test("refuses options of another type, and unknown ones", () => {
     // @ts-expect-error Type '"urgent"' is not assignable to type
     QueueRequest.make(Gpt4, { params, priority: "urgent" })
