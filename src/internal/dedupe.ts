@@ -708,34 +708,40 @@ export const make = (
       })
   }
 
-  function cancelAll(filter: QueueManager.RequestFilter): Effect.Effect<number, QueueError.InvalidRequest> {
-    return Effect.gen(function*() {
-      const matches = settings.requestFilter(filter)
-      if (typeof matches !== "function") return yield* invalid("", ...matches)
-      const meant: Array<Sharer> = []
-      try {
-        for (const sharer of sharers.values()) {
-          if (sharer.ended !== undefined) continue
-          const response = snapshot(sharer)
-          const described = {
-            id: sharer.id,
-            tenant: sharer.tenant,
-            labels: sharer.labels,
-            status: response.status === "processing" ? "processing" as const : "pending" as const,
-            age: now() - sharer.submittedAt
-          }
-          if (matches(described, () => response)) meant.push(sharer)
+  /** Those that are meant and have not ended, or what is wrong with the filter. */
+  function meantBy(filter: QueueManager.RequestFilter): ReadonlyArray<Sharer> | QueueError.InvalidRequest {
+    const matches = settings.requestFilter(filter)
+    if (typeof matches !== "function") return invalid("", ...matches)
+    const meant: Array<Sharer> = []
+    try {
+      for (const sharer of sharers.values()) {
+        if (sharer.ended !== undefined) continue
+        const response = snapshot(sharer)
+        const described = {
+          id: sharer.id,
+          tenant: sharer.tenant,
+          labels: sharer.labels,
+          status: response.status === "processing" ? "processing" as const : "pending" as const,
+          age: now() - sharer.submittedAt
         }
-      } catch (error) {
-        return yield* invalid("", `filter.where: threw ${settings.show(error)}`)
+        if (matches(described, () => response)) meant.push(sharer)
       }
+    } catch (error) {
+      return invalid("", `filter.where: threw ${settings.show(error)}`)
+    }
+    return meant
+  }
+
+  function cancelAll(filter: QueueManager.RequestFilter): Effect.Effect<number, QueueError.InvalidRequest> {
+    return Effect.suspend(() => {
+      const meant = meantBy(filter)
+      if ("_tag" in meant) return Effect.fail(meant)
       // A call is for those who share it to cancel.
-      let count = yield* queue.cancelAll({
+      const others = queue.cancelAll({
         ...filter,
         where: (response) => !calls.has(response.requestId) && (filter.where?.(response) ?? true)
       })
-      for (const sharer of meant) if (cancel(sharer)) count++
-      return count
+      return Effect.map(others, (count) => count + meant.filter(cancel).length)
     })
   }
 }
