@@ -117,7 +117,13 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
           Effect.gen(function*() {
             if (work.millis > 0) yield* Effect.sleep(work.millis)
             if (work.nested > 0) {
-              yield* manager.submit(model, { ...work, key: `nested ${work.key}`, nested: work.nested - 1, status: 200 })
+              yield* manager.submit(
+                model,
+                { ...work, key: `nested ${work.key}`, nested: work.nested - 1, status: 200 },
+                {
+                  dedupeKey: work.millis > 50 ? `nested ${request.id}` : work.millis > 10 ? "nested" : undefined
+                }
+              )
                 .pipe(
                   Effect.mapError((error) => typeof error === "object" && "_tag" in error ? error._tag : error)
                 )
@@ -183,7 +189,7 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
       case 5: {
         ids.push(`${model.modelId} ${id}`)
         const key = choose.pick(["x", "y"])
-        const params = { ...work(key), nested: 0 }
+        const params = work(key)
         return yield* fork(
           choose.chance(0.7)
             ? manager.submit(model, params, { ...given, dedupeKey: key })
