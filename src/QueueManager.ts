@@ -286,7 +286,8 @@ export class QueueManager extends Context.Service<QueueManager, {
 
   /**
    * Stops dispatching: requests are still accepted, and wait; their timeouts go on. What is being processed goes on, and
-   * so do the requests it waits for itself. A shutdown ends the pause.
+   * so do the requests it waits for itself. A shutdown ends the pause. A queue that drains takes no requests while it is
+   * paused, either, and is empty only after `resumeQueue` or another `drainQueue`.
    */
   pauseQueue(model: ModelConfig.Any | string): Effect.Effect<void, QueueError.ModelNotRegistered>
 
@@ -297,6 +298,9 @@ export class QueueManager extends Context.Service<QueueManager, {
    * Takes no more requests, which fail with `QueueDraining`, and ends with `true` when all that were accepted have
    * ended. The queue stays as it is, empty, until `resumeQueue`; that ends a draining that is under way with `false`. It
    * ends a pause. Interrupting it changes nothing: the queue goes on draining.
+   *
+   * A processor that drains its own queue is not waited for by itself, nor by others that do the same; what waits may run
+   * on its permit meanwhile.
    */
   drainQueue(model: ModelConfig.Any | string): Effect.Effect<boolean, QueueError.ModelNotRegistered>
 
@@ -338,7 +342,7 @@ export class QueueManager extends Context.Service<QueueManager, {
    * How long a request that is submitted now would wait: by its limits and what waits before it, with the shares of
    * other tenants and the mean processing time of past requests. An estimate: requests that come later with a higher
    * priority, estimates that are wrong and requests that are cancelled change it. `Duration.infinity` when nothing that
-   * is known ends the wait.
+   * is known ends the wait: of a queue that is paused or draining, for instance.
    */
   estimateWait<P, A, E>(
     model: ModelConfig.ModelConfig<P, A, E>,

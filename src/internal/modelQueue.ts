@@ -125,6 +125,16 @@ export interface ModelQueue {
   readonly shutdown: settings.ShutdownSettings
 }
 
+/** Who waits for the queue to be empty. */
+interface Emptying {
+  /** The requests of the queue that it belongs to. */
+  readonly exempt: ReadonlySet<Entry>
+  /** The request whose processor it is, and which lends its permit to what waits. */
+  readonly by: Entry | undefined
+  readonly adopted: Array<Entry>
+  readonly told: Deferred.Deferred<boolean>
+}
+
 type Blocked = Extract<RateLimiter.Admission, { readonly _tag: "Blocked" }>
 
 /** Wakes the dispatcher without bringing a request. */
@@ -254,8 +264,7 @@ export const make = Effect.fnUntraced(function*(
   /** Whether what waits is kept back, and whether nothing new is let in: by an operator, until resumed. */
   let isPaused = false
   let isEmptying = false
-  /** Who waits for the queue to be empty, but for the requests that they belong to. */
-  const emptied = new Set<{ readonly exempt: ReadonlySet<Entry>; readonly told: Deferred.Deferred<boolean> }>()
+  const emptied = new Set<Emptying>()
   const letters = new DeadLetters(modelId, config.letterCount, config.letterAge, now)
   let woken = false
   let nextDue = Number.POSITIVE_INFINITY
@@ -341,8 +350,25 @@ export const make = Effect.fnUntraced(function*(
     return true
   }
 
+  /** One that has waited for a request does not any longer. */
+  const orphan = (entry: Entry, by: Entry) => {
+    const index = entry.awaitedBy.indexOf(by)
+    if (index >= 0) entry.awaitedBy.splice(index, 1)
+    if (entry.isAdopted && entry.parent === by) entry.parent = entry.awaitedBy[0]
+  }
+
+  /** Without anybody that waits for it, it takes room, and its turn, like any other request again. */
+  const rejoin = (entry: Entry) => {
+    if (entry.outcome !== undefined || !entry.nested || entry.awaitedBy.length > 0) return
+    entry.nested = false
+    if (entry.state === "dispatched") return
+    counted++
+    if (nested.delete(entry)) putInOrder(entry)
+    wake()
+  }
+
   const admitSuspended = () => {
-    while (suspended.first !== undefined && hasRoom() && state === "open") {
+    while (suspended.first !== undefined && hasRoom() && state === "open" && !isEmptying) {
       const entry = suspended.first
       suspended.remove(entry)
       enqueue(entry)
@@ -375,13 +401,16 @@ export const make = Effect.fnUntraced(function*(
     if (emptied.size > 0) checkEmptied()
   }
 
+  /** Those that wait for it are not waited for by one another: else none of them could end. */
   const checkEmptied = () => {
-    if (waiting.size > 0 || suspended.size > 0) return
-    for (const waiter of emptied) {
-      let isEmpty = true
-      for (const entry of running) if (!waiter.exempt.has(entry)) isEmpty = false
-      if (!isEmpty) continue
-      emptied.delete(waiter)
+    const asking = new Set<Entry>()
+    for (const { exempt } of emptied) for (const entry of exempt) asking.add(entry)
+    if (suspended.size > 0 || waiting.size + running.size > asking.size) return
+    for (let entry = waiting.first; entry !== undefined; entry = entry.next) if (!asking.has(entry)) return
+    for (const entry of running) if (!asking.has(entry)) return
+    for (const waiter of Array.from(emptied)) {
+      const isOutside = waiter.exempt.size === 0
+      if ((isOutside && waiting.size + running.size > 0) || !emptied.delete(waiter)) continue
       outside(() => Deferred.doneUnsafe(waiter.told, Exit.succeed(true)))
     }
   }
@@ -984,6 +1013,7 @@ export const make = Effect.fnUntraced(function*(
     entry.notBefore = at + delay
     setDeadline(entry, entry.submittedAt + entry.timeout)
     enqueue(entry)
+    for (const waiter of emptied) lend(waiter, entry)
   }
 
   const finishRefused = Effect.fnUntraced(function*(
@@ -1431,21 +1461,41 @@ export const make = Effect.fnUntraced(function*(
     for (const { told } of waiters) outside(() => Deferred.doneUnsafe(told, Exit.succeed(isEmpty)))
   }
 
+  /** What waits may run on the permit of a processor that waits for it: there may be no other one. */
+  const lend = ({ adopted, by }: Emptying, entry: Entry) => {
+    if (by === undefined || isAncestorOrSelf(entry, by) || entry.awaitedBy.includes(by)) return
+    if (adopt(entry, by)) adopted.push(entry)
+  }
+
   /** Waits until all that was accepted has ended, but for the requests that ask for it. */
   const drainOut: Effect.Effect<boolean> = Effect.withFiber((fiber) => {
     if (state === "closed") return Effect.succeed(true)
+    const current = fiber.getRef(CurrentEntry)
     const exempt = new Set<Entry>()
-    for (let entry = fiber.getRef(CurrentEntry); entry !== undefined; entry = entry.parent) exempt.add(entry)
+    for (let entry = current; entry !== undefined; entry = entry.parent) if (entry.queue === queue) exempt.add(entry)
     isEmptying = true
     isPaused = false
     wake()
+    const by = runningAncestor(current) === undefined ? undefined : current
+    const waiter: Emptying = { exempt, by, adopted: [], told: Deferred.makeUnsafe() }
+    emptied.add(waiter)
     for (const entry of listed(suspended)) {
       if (entry.outcome === undefined) fail(entry, new QueueError.QueueDraining({ modelId, requestId: entry.id }))
     }
-    const waiter = { exempt, told: Deferred.makeUnsafe<boolean>() }
-    emptied.add(waiter)
+    // Who has failed may have resumed the queue.
+    if (by !== undefined && emptied.has(waiter)) {
+      const inOrder = listed(waiting).toSorted((a, b) => a.submittedAt - a.headStart - (b.submittedAt - b.headStart))
+      for (const entry of inOrder) lend(waiter, entry)
+    }
     checkEmptied()
-    return Effect.onInterrupt(Deferred.await(waiter.told), () => Effect.sync(() => emptied.delete(waiter)))
+    return Effect.onExit(Deferred.await(waiter.told), () =>
+      Effect.sync(() => {
+        emptied.delete(waiter)
+        for (const entry of waiter.adopted) {
+          orphan(entry, by!)
+          rejoin(entry)
+        }
+      }))
   })
 
   const listed = (list: EntryList): Array<Entry> => {
@@ -1512,12 +1562,7 @@ export const make = Effect.fnUntraced(function*(
           return Effect.acquireUseRelease(
             Effect.sync(() => adopt(entry, current)),
             () => awaitEnd(entry),
-            (adopted) =>
-              Effect.sync(() => {
-                const index = adopted ? entry.awaitedBy.indexOf(current) : -1
-                if (index >= 0) entry.awaitedBy.splice(index, 1)
-                if (entry.isAdopted && entry.parent === current) entry.parent = entry.awaitedBy[0]
-              })
+            (adopted) => adopted ? Effect.sync(() => orphan(entry, current)) : Effect.void
           )
         })
       ),
@@ -1603,7 +1648,7 @@ export const make = Effect.fnUntraced(function*(
           : parsed(problems, "priority", settings.headStart(priority), 0)
         const cost = costOf({ ...options, tenant }, problems)
         if ("_tag" in cost) return Effect.fail(cost)
-        if (isPaused && state === "open") return Effect.succeed(Duration.infinity)
+        if ((isPaused || isEmptying) && state === "open") return Effect.succeed(Duration.infinity)
         const before = ahead({ headStart, tenant }, false)
         return Effect.map(limiter.predict(cost, before, tenant), (wait) => {
           const at = now()

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Clock, Context, Deferred, Effect, Exit, Fiber, Layer, Scope } from "effect"
+import { Cause, Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Layer, Scope } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import * as random from "../model/random.ts"
@@ -144,6 +144,125 @@ describe("drainQueue", () => {
       yield* manager.registerQueue(Model, () => Effect.orDie(manager.drainQueue(Model)))
       assert.isTrue((yield* manager.submit(Model, "")).result)
     }).pipe(Effect.provide(Manager)))
+
+  it.effect("processors that drain their queue do not wait for one another, and others wait for them", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<string, boolean>("model", { rateLimiters: "unlimited" })
+      const go = yield* Deferred.make<void>()
+      yield* manager.registerQueue(Model, () =>
+        Deferred.await(go).pipe(
+          Effect.andThen(Effect.orDie(manager.drainQueue(Model))),
+          Effect.delay("1 second")
+        ))
+      const requests = [
+        yield* Effect.forkChild(manager.submit(Model, ""), { startImmediately: true }),
+        yield* Effect.forkChild(manager.submit(Model, ""), { startImmediately: true })
+      ]
+      yield* TestClock.adjust(0)
+      const outside = yield* Effect.forkChild(manager.drainQueue(Model), { startImmediately: true })
+      yield* TestClock.adjust("1 second")
+      assert.isUndefined(outside.pollUnsafe())
+      yield* Deferred.succeed(go, undefined)
+      yield* TestClock.adjust(0)
+      for (const request of requests) assert.isTrue((yield* Fiber.join(request)).result)
+      assert.isTrue(yield* Fiber.join(outside))
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("by a processor lets what waits run on its permit, in the order of the queue", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<string, boolean>("model", {
+        rateLimiters: [RateLimiter.concurrent(1)],
+        capacity: 2
+      })
+      const go = yield* Deferred.make<void>()
+      const started: Array<string> = []
+      yield* manager.registerQueue(Model, ({ params }) => {
+        started.push(params)
+        return params === "drains"
+          ? Effect.andThen(Deferred.await(go), Effect.orDie(manager.drainQueue(Model)))
+          : Effect.delay(Effect.succeed(true), "1 second")
+      })
+      const fork = (params: string, options?: QueueRequest.RequestOptions) =>
+        Effect.forkChild(manager.submit(Model, params, options), { startImmediately: true })
+      const drains = yield* fork("drains")
+      yield* TestClock.adjust(0)
+      yield* fork("low", { priority: "low" })
+      yield* fork("high", { priority: "high" })
+      yield* TestClock.adjust(0)
+      const noRoom = yield* fork("no room")
+      yield* Deferred.succeed(go, undefined)
+      assert.deepInclude(yield* Effect.flip(Fiber.join(noRoom)), { _tag: "QueueDraining" })
+      yield* TestClock.adjust("1999 millis")
+      assert.isUndefined(drains.pollUnsafe())
+      yield* TestClock.adjust("1 millis")
+      assert.isTrue((yield* Fiber.join(drains)).result)
+      assert.deepStrictEqual(started, ["drains", "high", "low"])
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("that a processor gives up leaves what waits as it was: a pause holds it, and it counts", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<string, void>("model", {
+        rateLimiters: [RateLimiter.concurrent(1)],
+        capacity: 2,
+        strategy: "reject"
+      })
+      const go = yield* Deferred.make<void>()
+      const started: Array<string> = []
+      yield* manager.registerQueue(Model, ({ params }) => {
+        started.push(params)
+        if (params !== "drains") return Effect.sleep("5 seconds")
+        return Deferred.await(go).pipe(
+          Effect.andThen(Effect.timeoutOption(Effect.orDie(manager.drainQueue(Model)), "1 second")),
+          Effect.andThen(Effect.sleep("10 seconds"))
+        )
+      })
+      const submit = (params: string) =>
+        manager.submitRequest(QueueRequest.make(Model, { params, waitForCompletion: false }))
+      yield* submit("drains")
+      yield* TestClock.adjust(0)
+      for (const params of ["a", "b"]) yield* submit(params)
+      yield* TestClock.adjust(0)
+      yield* Deferred.succeed(go, undefined)
+      yield* TestClock.adjust("2 seconds")
+      assert.deepStrictEqual(started, ["drains", "a"])
+      yield* manager.resumeQueue(Model)
+      yield* manager.pauseQueue(Model)
+      yield* submit("c")
+      assert.strictEqual((yield* Effect.flip(submit("d")))._tag, "QueueFull")
+      yield* TestClock.adjust("1 minute")
+      assert.deepStrictEqual(started, ["drains", "a"])
+      yield* manager.resumeQueue(Model)
+      yield* TestClock.adjust("1 minute")
+      assert.deepStrictEqual(started, ["drains", "a", "b", "c"])
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("lets nobody in, so nobody knows how long it would wait", () =>
+    Effect.gen(function*() {
+      const { Model, manager } = yield* open({ rateLimiters: "unlimited" })
+      assert.isTrue(Duration.isZero(yield* manager.estimateWait(Model)))
+      yield* manager.drainQueue(Model)
+      assert.isFalse(Duration.isFinite(yield* manager.estimateWait(Model)))
+      yield* manager.resumeQueue(Model)
+      assert.isTrue(Duration.isZero(yield* manager.estimateWait(Model)))
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("ends with false when one that is refused by it resumes the queue at once", () =>
+    Effect.gen(function*() {
+      const { Model, manager, state, submit } = yield* open({ rateLimiters: [RateLimiter.concurrent(1)], capacity: 1 })
+      yield* submit("runs", {}, 1000)
+      yield* TestClock.adjust(0)
+      yield* submit("waits", {}, 1000)
+      yield* Effect.forkChild(Effect.catch(submit("no room"), () => manager.resumeQueue(Model)), {
+        startImmediately: true
+      })
+      const drained = yield* Effect.forkChild(manager.drainQueue(Model), { startImmediately: true })
+      assert.strictEqual(yield* state, "open")
+      assert.isDefined(drained.pollUnsafe())
+      assert.isFalse(yield* Fiber.join(drained))
+    }).pipe(Effect.provide(Manager)))
 })
 
 describe("cancelRequests", () => {
@@ -173,6 +292,35 @@ describe("cancelRequests", () => {
       assert.deepStrictEqual(started, ["a1", "b1", "b3"])
       assert.strictEqual(yield* count({}), 0)
       assert.strictEqual((yield* manager.getStatus(Model, "a4")).status, "cancelled")
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("give their room to those that wait for it, whatever the strategy", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      for (const strategy of ["suspend", "reject", "dropOldest"] as const) {
+        const Model = ModelConfig.makeUntyped<string, string>(strategy, {
+          rateLimiters: [RateLimiter.concurrent(1)],
+          capacity: 2,
+          strategy
+        })
+        yield* manager.registerQueue(Model, () => Effect.never)
+        const submit = (id: string) =>
+          manager.submitRequest(QueueRequest.make(Model, { params: "", id, waitForCompletion: false }))
+        yield* submit("runs")
+        yield* TestClock.adjust(0)
+        for (const id of ["a", "b"]) yield* submit(id)
+        const c = yield* Effect.forkChild(Effect.exit(submit("c")), { startImmediately: true })
+        assert.strictEqual(c.pollUnsafe() === undefined, strategy === "suspend")
+        const ids = strategy === "dropOldest" ? ["b"] : ["a"]
+        assert.strictEqual(yield* manager.cancelRequests(Model, { ids }), 1)
+        yield* submit(strategy === "suspend" ? "free" : "d").pipe(
+          Effect.timeoutOption("1 second"),
+          Effect.forkChild({ startImmediately: true })
+        )
+        yield* TestClock.adjust("1 second")
+        const { depth, suspended } = yield* manager.getQueueInfo(Model)
+        assert.deepStrictEqual([depth, suspended], [2, 0], strategy)
+      }
     }).pipe(Effect.provide(Manager)))
 
   it.effect("a filter that makes no sense is an invalid request, and changes nothing", () =>
