@@ -126,6 +126,8 @@ export interface RequestFilter {
   readonly tenant?: string | undefined
   /** All of these labels. */
   readonly labels?: Readonly<Record<string, string>> | undefined
+  /** This one, whether the request gave it or has it by default: `"normal"` is also 0. */
+  readonly priority?: ModelConfig.Priority | undefined
   readonly status?: "pending" | "processing" | undefined
   /** Submitted longer ago than this. */
   readonly olderThan?: Duration.Input | undefined
@@ -272,8 +274,8 @@ export class QueueManager extends Context.Service<QueueManager, {
   ): Effect.Effect<number, QueueError.ModelNotRegistered | QueueError.InvalidRequest>
 
   /**
-   * Gives a waiting request another priority; it keeps the time of its submission. `false` when it does not wait any
-   * more.
+   * Gives a waiting request another priority; it keeps the time of its submission. Its processor, and what that submits,
+   * see the new one. `false` when it does not wait any more.
    */
   changePriority(
     model: ModelConfig.Any | string,

@@ -23,13 +23,16 @@ export class DeadLetters {
   private readonly count: number
   private readonly age: number
   private readonly now: () => number
+  private readonly due: (at: number) => void
   private readonly kept = new Map<string, Kept>()
 
-  constructor(modelId: string, count: number, age: number, now: () => number) {
+  /** `due` is told when `expire` is to be called. */
+  constructor(modelId: string, count: number, age: number, now: () => number, due: (at: number) => void) {
     this.modelId = modelId
     this.count = count
     this.age = age
     this.now = now
+    this.due = due
   }
 
   get isKeeping(): boolean {
@@ -46,10 +49,7 @@ export class DeadLetters {
     // An id that failed before is a new letter, behind the others.
     this.kept.delete(letter.requestId)
     this.kept.set(letter.requestId, { letter, until: this.now() + this.age })
-    for (const id of this.kept.keys()) {
-      if (this.kept.size <= this.count) return
-      this.kept.delete(id)
-    }
+    this.bound()
   }
 
   expire(): void {
@@ -107,5 +107,14 @@ export class DeadLetters {
       this.kept.set(other, each)
     }
     if (!isPut) this.kept.set(id, kept)
+    this.bound()
+  }
+
+  private bound(): void {
+    for (const id of this.kept.keys()) {
+      if (this.kept.size <= this.count) break
+      this.kept.delete(id)
+    }
+    this.due(this.nextDue)
   }
 }

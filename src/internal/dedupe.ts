@@ -721,6 +721,8 @@ export const make = (
           id: sharer.id,
           tenant: sharer.tenant,
           labels: sharer.labels,
+          // That of the call, which is the highest one.
+          headStart: sharer.flight.call?.headStart ?? sharer.flight.headStart,
           status: response.status === "processing" ? "processing" as const : "pending" as const,
           age: now() - sharer.submittedAt
         }

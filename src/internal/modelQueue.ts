@@ -265,7 +265,7 @@ export const make = Effect.fnUntraced(function*(
   let isPaused = false
   let isEmptying = false
   const emptied = new Set<Emptying>()
-  const letters = new DeadLetters(modelId, config.letterCount, config.letterAge, now)
+  const letters = new DeadLetters(modelId, config.letterCount, config.letterAge, now, (at) => due(at))
   let woken = false
   let nextDue = Number.POSITIVE_INFINITY
 
@@ -422,7 +422,6 @@ export const make = Effect.fnUntraced(function*(
       response: { ...baseOf(entry, now()), status: "failed", cause },
       failedAt: clock.currentTimeMillisUnsafe()
     })
-    due(letters.nextDue)
   }
 
   /** Ends an entry, unless it has ended already. Its processor may still be running. */
@@ -1520,6 +1519,7 @@ export const make = Effect.fnUntraced(function*(
               id: entry.id,
               tenant: entry.tenant,
               labels: entry.request!.labels,
+              headStart: entry.headStart,
               status: entry.state === "dispatched" ? "processing" : "pending",
               age: at - entry.submittedAt
             } as const
@@ -1583,7 +1583,9 @@ export const make = Effect.fnUntraced(function*(
         entry.headStart = headStart
         if (isInOrder) scheduler.add(entry)
         // It is checked to be one.
-        entry.context = { ...entry.context, priority: priority as ModelConfig.Priority }
+        const changed = { priority: priority as ModelConfig.Priority }
+        entry.context = { ...entry.context, ...changed }
+        entry.request = { ...entry.request!, ...changed }
         wake()
         return Effect.succeed(true)
       }),
@@ -1646,7 +1648,8 @@ export const make = Effect.fnUntraced(function*(
         const headStart = priority === undefined
           ? config.headStart
           : parsed(problems, "priority", settings.headStart(priority), 0)
-        const cost = costOf({ ...options, tenant }, problems)
+        const labels = inherited.labels === undefined ? options.labels : { ...inherited.labels, ...options.labels }
+        const cost = costOf({ ...options, tenant, labels }, problems)
         if ("_tag" in cost) return Effect.fail(cost)
         if ((isPaused || isEmptying) && state === "open") return Effect.succeed(Duration.infinity)
         const before = ahead({ headStart, tenant }, false)

@@ -139,6 +139,7 @@ interface Described {
   readonly id: string
   readonly tenant: string | undefined
   readonly labels: Readonly<Record<string, string>> | undefined
+  readonly headStart: number
   readonly status: "pending" | "processing"
   /** Milliseconds since it was submitted. */
   readonly age: number
@@ -152,7 +153,7 @@ export const requestFilter = (
   | ReadonlyArray<string> =>
 {
   if (typeof filter !== "object" || filter === null) return [`filter: expected an object, got ${show(filter)}`]
-  const { ids, labels, olderThan, status, tenant, where } = filter
+  const { ids, labels, olderThan, priority, status, tenant, where } = filter
   const problems: Array<string> = []
   const age = olderThan === undefined ? Number.NEGATIVE_INFINITY : millis(olderThan)
   if (age === undefined) problems.push(`filter.olderThan: expected a duration, got ${show(olderThan)}`)
@@ -163,6 +164,8 @@ export const requestFilter = (
   if (status !== undefined && status !== "pending" && status !== "processing") {
     problems.push(`filter.status: expected "pending" or "processing", got ${show(status)}`)
   }
+  const start = priority === undefined ? undefined : headStart(priority)
+  if (typeof start === "string") problems.push(`filter.priority: ${start}`)
   const labelProblem = labels === undefined ? undefined : checkLabels(labels)
   if (labelProblem !== undefined) problems.push(`filter.labels: ${labelProblem}`)
   if (where !== undefined && typeof where !== "function") {
@@ -175,6 +178,7 @@ export const requestFilter = (
     (chosen === undefined || chosen.has(request.id))
     && (tenant === undefined || request.tenant === tenant)
     && (status === undefined || request.status === status)
+    && (start === undefined || request.headStart === start)
     && (age === undefined || request.age > age)
     && wanted.every(([name, value]) => request.labels?.[name] === value)
     && (where === undefined || where(response()))

@@ -40,6 +40,28 @@ describe("the context of requests", () => {
       assert.deepStrictEqual((yield* region)[0], { priority: undefined, tenant: undefined, labels: undefined })
     }).pipe(Effect.provide(Manager)))
 
+  it.effect("can be given before or after the program", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<string, ReturnType<typeof seen>>("model", { rateLimiters: "unlimited" })
+      yield* manager.registerQueue(Model, (request) => Effect.succeed(seen(request)))
+      const plain = Effect.map(manager.submit(Model, ""), ({ result }) => result)
+      const first = QueueManager.withPriority(
+        QueueManager.withTenant(QueueManager.withLabels(QueueManager.withDeadline(plain, 1000), { a: "1" }), "t"),
+        "high"
+      )
+      const last = plain.pipe(
+        QueueManager.withDeadline(1000),
+        QueueManager.withLabels({ a: "1" }),
+        QueueManager.withTenant("t"),
+        QueueManager.withPriority("high")
+      )
+      assert.deepStrictEqual(yield* first, { priority: "high", tenant: "t", labels: { a: "1" } })
+      assert.deepStrictEqual(yield* last, yield* first)
+      yield* TestClock.adjust("2 seconds")
+      for (const late of [first, last]) assert.strictEqual((yield* Effect.flip(late))._tag, "QueueTimeout")
+    }).pipe(Effect.provide(Manager)))
+
   it.effect("is inherited by forked fibers, and by what a processor submits, from its request and nobody else", () =>
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager

@@ -294,6 +294,22 @@ describe("cancelRequests", () => {
       assert.strictEqual((yield* manager.getStatus(Model, "a4")).status, "cancelled")
     }).pipe(Effect.provide(Manager)))
 
+  it.effect("by priority are those that have it, by their own choice, by default or by a change", () =>
+    Effect.gen(function*() {
+      const { Model, manager, submit } = yield* open({ rateLimiters: [RateLimiter.concurrent(1)], priority: "low" })
+      yield* submit("runs", { priority: 7 }, 1000)
+      yield* TestClock.adjust(0)
+      yield* submit("by default")
+      yield* submit("own", { priority: -60 })
+      yield* submit("changed", { priority: "high" })
+      yield* submit("other", { priority: "high" })
+      yield* manager.changePriority(Model, "changed", "low")
+      assert.strictEqual(yield* manager.cancelRequests(Model, { priority: "low" }), 3)
+      assert.strictEqual((yield* manager.getStatus(Model, "other")).status, "pending")
+      assert.strictEqual(yield* manager.cancelRequests(Model, { priority: 0 }), 0)
+      assert.strictEqual(yield* manager.cancelRequests(Model, { priority: 7 }), 1)
+    }).pipe(Effect.provide(Manager)))
+
   it.effect("give their room to those that wait for it, whatever the strategy", () =>
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager
@@ -330,6 +346,7 @@ describe("cancelRequests", () => {
       yield* submit("b", {}, 1000)
       const nonsense: ReadonlyArray<QueueManager.RequestFilter> = [
         { olderThan: Number.NaN },
+        { priority: Number.NaN },
         {
           where: () => {
             throw new Error("broken")
@@ -365,6 +382,37 @@ describe("changePriority", () => {
       // There was no room for e until one had gone.
       assert.deepStrictEqual(started, ["runs", "c", "e", "b", "d", "a"])
       assert.isFalse(yield* manager.changePriority(Model, "a", 0))
+    }).pipe(Effect.provide(Manager)))
+})
+
+describe("changePriority of a request", () => {
+  it.effect("is what its processor sees, what that submits has, and what a dead letter keeps", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Tool = ModelConfig.makeUntyped<string, unknown>("tool", { rateLimiters: "unlimited" })
+      const Model = ModelConfig.makeUntyped<string, string, string>("model", {
+        rateLimiters: [RateLimiter.concurrent(1)],
+        deadLetters: { count: 10 }
+      })
+      const seen: Array<unknown> = []
+      yield* manager.registerQueue(Tool, ({ priority }) => Effect.succeed(priority))
+      yield* manager.registerQueue(Model, (request) =>
+        Effect.gen(function*() {
+          seen.push(request.priority, (yield* Effect.orDie(manager.submit(Tool, ""))).result)
+          yield* Effect.sleep("1 second")
+          return yield* Effect.fail("failed")
+        }))
+      const submit = (id: string) =>
+        manager.submitRequest(QueueRequest.make(Model, { params: "", id, priority: 1, waitForCompletion: false }))
+      yield* submit("a")
+      yield* TestClock.adjust(0)
+      yield* submit("b")
+      assert.isTrue(yield* manager.changePriority(Model, "b", "high"))
+      assert.isFalse(yield* manager.changePriority(Model, "a", "high"))
+      yield* TestClock.adjust("2 seconds")
+      assert.deepStrictEqual(seen, [1, 1, "high", "high"])
+      const letters = yield* manager.deadLetters(Model)
+      assert.deepStrictEqual(letters.map(({ request }) => request.priority), [1, "high"])
     }).pipe(Effect.provide(Manager)))
 })
 
@@ -427,6 +475,38 @@ describe("dead letters", () => {
       for (const id of ["a", "b", "c"]) yield* Effect.flip(manager.submit(Model, "", { id }))
       assert.strictEqual(yield* manager.removeDeadLetters(Model, ["b", "nobody"]), 1)
       assert.strictEqual(yield* manager.removeDeadLetters(Model), 2)
+    }).pipe(Effect.provide(Manager)))
+})
+
+describe("a dead letter whose submission is given up", () => {
+  it.effect("is put back in its place, within their number and its age", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      for (const [count, expected] of [[1, ["b"]], [2, ["a", "b"]]] as const) {
+        const Model = ModelConfig.makeUntyped<number, string, string>(`model ${count}`, {
+          rateLimiters: [RateLimiter.concurrent(1)],
+          capacity: 1,
+          deadLetters: { count, age: "1 minute" }
+        })
+        yield* manager.registerQueue(Model, ({ params }) => Effect.delay(Effect.fail("failed"), params))
+        const submit = (id: string, params: number) =>
+          manager.submitRequest(QueueRequest.make(Model, { params, id, waitForCompletion: false }))
+        const ids = Effect.map(manager.deadLetters(Model), (letters) => letters.map(({ requestId }) => requestId))
+        yield* submit("a", 0)
+        yield* TestClock.adjust(1)
+        for (const id of ["b", "c"]) {
+          yield* submit(id, 1000)
+          yield* TestClock.adjust(0)
+        }
+        yield* manager.pauseQueue(Model)
+        const again = yield* Effect.forkChild(manager.resubmitDeadLetter(Model, "a"), { startImmediately: true })
+        yield* TestClock.adjust("1 second")
+        assert.deepStrictEqual(yield* ids, ["b"])
+        yield* Fiber.interrupt(again)
+        assert.deepStrictEqual(yield* ids, [...expected])
+        yield* TestClock.adjust("59 seconds")
+        assert.deepStrictEqual(yield* ids, ["b"])
+      }
     }).pipe(Effect.provide(Manager)))
 })
 

@@ -184,6 +184,29 @@ describe("estimateWait", () => {
       assert.strictEqual(Duration.toSeconds(yield* manager.estimateWait(Slow)), 8)
     }).pipe(Effect.provide(Manager)))
 
+  it.effect("is that of a request of the region: its labels are asked for, too", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<string, string>("model", {
+        rateLimiters: [RateLimiter.tpm(100)],
+        estimator: {
+          make: () => ({
+            estimate: ({ labels }) => ({
+              inputTokens: labels?.["size"] === "large" ? 80 : 1,
+              outputTokens: 0,
+              observe: () => {}
+            }),
+            stats: () => []
+          })
+        }
+      })
+      yield* manager.registerQueue(Model, (request) => Effect.succeed(request.params))
+      yield* manager.submit(Model, "used", tokens(50))
+      assert.isTrue(Duration.isZero(yield* manager.estimateWait(Model)))
+      const wait = yield* manager.estimateWait(Model).pipe(QueueManager.withLabels({ size: "large" }))
+      assert.strictEqual(Duration.toSeconds(wait), 60)
+    }).pipe(Effect.provide(Manager)))
+
   it.effect("fails for what would fail when it is submitted", () =>
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager

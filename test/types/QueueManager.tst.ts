@@ -107,6 +107,33 @@ describe("submit", () => {
   })
 })
 
+describe("operators", () => {
+  test("dead letters have the types of their model, and so has what is submitted again", () => {
+    expect(manager.deadLetters(Gpt4)).type.toBe<
+      Effect.Effect<ReadonlyArray<QueueResponse.DeadLetter<P, A, OpenAiError>>, QueueError.ModelNotRegistered>
+    >()
+    expect(manager.resubmitDeadLetter(Gpt4, "id")).type.toBe<
+      Effect.Effect<QueueResponse.Pending<A, OpenAiError>, QueueError.AcceptError | QueueError.RequestNotFound>
+    >()
+    expect(manager.deadLetters).type.not.toBeCallableWith("gpt-4")
+  })
+
+  test("a filter and a priority are what a request can have", () => {
+    expect(manager.cancelRequests).type.toBeCallableWith("gpt-4", { priority: "low", status: "pending", tenant: "a" })
+    expect(manager.cancelRequests).type.not.toBeCallableWith("gpt-4", { priority: "urgent" })
+    expect(manager.cancelRequests).type.not.toBeCallableWith("gpt-4", { status: "completed" })
+    expect(manager.changePriority).type.not.toBeCallableWith("gpt-4", "id", "urgent")
+  })
+
+  test("a context changes nothing but the requests inside", () => {
+    const program = manager.submit(Gpt4, { prompt: "a" })
+    expect(QueueManager.withTenant(program, "t")).type.toBe<typeof program>()
+    expect(program.pipe(QueueManager.withPriority("high"))).type.toBe<typeof program>()
+    expect(QueueManager.withPriority).type.not.toBeCallableWith(program, "urgent")
+    expect(QueueManager.withLabels).type.not.toBeCallableWith(program, { a: 1 })
+  })
+})
+
 describe("awaitCompletion", () => {
   type Awaited = Effect.Effect<
     QueueResponse.Completed<A>,
