@@ -26,6 +26,7 @@ import {
   type Failure,
   processingTime,
   type ProcessorFailure,
+  releaseWaiters,
   response,
   type Snapshot
 } from "./entry.ts"
@@ -95,7 +96,6 @@ const isWithin = (flight: Flight, current: Entry | undefined): boolean => {
     seen.add(entry)
     const shared = flightOf.get(entry)
     if (shared === flight) return true
-    if (entry.parent !== undefined) open.push(entry.parent)
     open.push(...entry.awaitedBy)
     if (shared !== undefined) open.push(...shared.awaitedBy)
   }
@@ -290,7 +290,7 @@ export const make = (
         flight.call = entry
         flightOf.set(entry, flight)
         // It belongs to nobody: who asked first may leave. Who waits for it lends it a permit as long as it waits.
-        entry.awaitedBy.length = 0
+        releaseWaiters(entry)
         if (entry.state !== "suspended") accepted(flight)
         Deferred.doneUnsafe(flight.entered, Exit.void)
       })

@@ -66,14 +66,12 @@ export interface Entry {
   readonly processingTimeout: number
   /** For what its processor submits. */
   context: RequestContext
-  /** The request whose processor submitted this one; else one that waits for it. */
-  parent: Entry | undefined
-  /** Whether the latter. */
-  isAdopted: boolean
   span: Tracer.AnySpan | undefined
-  /** What is being processed and waits for it: each may lend it its permit, or that of an ancestor. */
+  /** Requests, of any queue, whose processors wait for its end; each as often as it does. */
   readonly awaitedBy: Array<Entry>
-  /** Some request that the same queue processes has waited for it. */
+  /** What its processor waits for. */
+  awaits: Set<Entry> | undefined
+  /** Some request that the same queue processes waits for it, directly or over others. */
   nested: boolean
   state: "suspended" | "waiting" | "dispatched"
   /** How often it was dispatched. */
@@ -109,7 +107,7 @@ export interface Entry {
   /** Completed when the entry leaves `suspended`, by acceptance or by its end; made when somebody waits for it. */
   accepted: Deferred.Deferred<Entry> | undefined
   order: Node<Entry> | undefined
-  /** Its place in the order among those of the same time, once it has had one. */
+  /** Its place in the order of acceptance. */
   sequence: number | undefined
   delayed: Node<Entry> | undefined
   deadline: Node<Entry> | undefined
@@ -125,6 +123,55 @@ export interface Entry {
 export const CurrentEntry = Context.Reference<Entry | undefined>("effect-llm-queue/internal/CurrentEntry", {
   defaultValue: () => undefined
 })
+
+export const beginWaiting = (by: Entry, entry: Entry): void => {
+  entry.awaitedBy.push(by)
+  by.awaits ??= new Set()
+  by.awaits.add(entry)
+}
+
+/** Whether it has waited. */
+export const stopWaiting = (by: Entry, entry: Entry): boolean => {
+  const index = entry.awaitedBy.indexOf(by)
+  if (index < 0) return false
+  entry.awaitedBy.splice(index, 1)
+  if (!entry.awaitedBy.includes(by)) by.awaits?.delete(entry)
+  return true
+}
+
+/** Nobody waits for it any longer. Says who has. */
+export const releaseWaiters = (entry: Entry): ReadonlyArray<Entry> => {
+  const waiters = entry.awaitedBy.splice(0)
+  for (const by of waiters) by.awaits?.delete(entry)
+  return waiters
+}
+
+/** A request, and those whose processors wait for its end, directly or over others. */
+export const withWaiters = (entry: Entry | undefined): ReadonlySet<Entry> => {
+  const found = new Set<Entry>()
+  if (entry !== undefined) found.add(entry)
+  // What is added meanwhile is visited, too.
+  for (const each of found) for (const waiter of each.awaitedBy) found.add(waiter)
+  return found
+}
+
+/**
+ * All that a request needs to go on, itself included, when none of it can: each is processed and waits for others, or
+ * waits for a permit that those have. Else `undefined`.
+ */
+export const deadlock = (entry: Entry): ReadonlySet<Entry> | undefined => {
+  const found = new Set<Entry>([entry])
+  for (const each of found) {
+    const needed = each.state === "dispatched" ? each.awaits : each.queue.blockedBy(each)
+    if (needed === undefined || needed.size === 0) return undefined
+    for (const other of needed) {
+      // Mostly the first one is at work.
+      if (other.state === "dispatched" && (other.awaits === undefined || other.awaits.size === 0)) return undefined
+      found.add(other)
+    }
+  }
+  return found
+}
 
 /** First in, first out, with removal from the middle in O(1). An entry is in one list at most. */
 export class EntryList {

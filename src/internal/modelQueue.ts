@@ -32,16 +32,21 @@ import { DeadLetters } from "./deadLetters.ts"
 import {
   type AnyRequest,
   baseOf,
+  beginWaiting,
   CurrentEntry,
+  deadlock,
   type Entry,
   EntryList,
   type Failure,
   type Outcome,
   processingTime,
   type ProcessorFailure,
+  releaseWaiters,
   response,
   type Snapshot,
-  waitingTime
+  stopWaiting,
+  waitingTime,
+  withWaiters
 } from "./entry.ts"
 import { estimate, type Estimated, largestShare, tooLarge } from "./estimate.ts"
 import { Heap } from "./heap.ts"
@@ -96,8 +101,12 @@ export interface ModelQueue {
   readonly has: (id: string) => boolean
   /** The end of a request, whether or not it is still known under its id. Lends it no permit. */
   readonly awaitEntry: (entry: Entry) => Effect.Effect<QueueResponse.Completed<unknown>, Failure>
-  /** Whether a request is one that this queue is processing, or was submitted by one, directly or by descent. */
+  /** Whether this queue is processing a request, or one that waits for it. */
   readonly isProcessing: (current: Entry | undefined) => boolean
+  /** What is being processed, when it has all permits and none of it lends one to the request. */
+  readonly blockedBy: (entry: Entry) => ReadonlySet<Entry> | undefined
+  /** Makes the dispatcher look again. */
+  readonly wake: () => void
   /** Why nothing new is let in, if that is so. */
   readonly refusal: (
     id: string,
@@ -255,7 +264,10 @@ export const make = Effect.fnUntraced(function*(
   const gate = config.provider === undefined ? undefined : new ProviderGate(config.provider)
   /** Of attempts that succeeded, the later ones counting more. */
   const processing = { mean: 0, counted: 0 }
+  /** Permits that are taken. */
+  let held = 0
   let counted = 0
+  let accepted = 0
   let completed = 0
   let failed = 0
   let cancelled = 0
@@ -305,6 +317,7 @@ export const make = Effect.fnUntraced(function*(
   /** Nested requests take no room: their ancestor already has it, and could wait for it for ever. */
   const enqueue = (entry: Entry) => {
     entry.state = "waiting"
+    entry.sequence ??= accepted++
     waiting.add(entry)
     if (!entry.nested) counted++
     Queue.offerUnsafe(intake, entry)
@@ -323,23 +336,25 @@ export const make = Effect.fnUntraced(function*(
     else counted--
   }
 
-  /** Lets a request run on the permit of one that waits for it. */
-  const adopt = (entry: Entry, by: Entry): boolean => {
-    if (entry.outcome !== undefined) return false
-    entry.awaitedBy.push(by)
-    if (entry.parent === undefined) {
-      entry.parent = by
-      entry.isAdopted = true
-    }
+  /** If a request waits in a circle of requests and permits, the queues of that circle look for it. */
+  const breakDeadlock = (entry: Entry) => {
+    for (const each of deadlock(entry) ?? []) if (each.state !== "dispatched") each.queue.wake()
+  }
+
+  /** A processor waits for a request, which may run on its permit if it is one of this queue. */
+  const adopt = (entry: Entry, by: Entry): void => {
+    if (entry.outcome !== undefined) return
+    beginWaiting(by, entry)
     wake()
-    if (entry.nested) return true
+    breakDeadlock(by)
+    if (entry.nested || !isProcessing(by)) return
     entry.nested = true
     // It has its own permit, and may need another one for a further attempt.
-    if (entry.state === "dispatched") return true
+    if (entry.state === "dispatched") return
     if (entry.state === "suspended") {
       suspended.remove(entry)
       enqueue(entry)
-      return true
+      return
     }
     counted--
     if (entry.order !== undefined) {
@@ -347,19 +362,13 @@ export const make = Effect.fnUntraced(function*(
       nested.add(entry)
     }
     admitSuspended()
-    return true
   }
 
-  /** One that has waited for a request does not any longer. */
-  const orphan = (entry: Entry, by: Entry) => {
-    const index = entry.awaitedBy.indexOf(by)
-    if (index >= 0) entry.awaitedBy.splice(index, 1)
-    if (entry.isAdopted && entry.parent === by) entry.parent = entry.awaitedBy[0]
-  }
-
-  /** Without anybody that waits for it, it takes room, and its turn, like any other request again. */
-  const rejoin = (entry: Entry) => {
-    if (entry.outcome !== undefined || !entry.nested || entry.awaitedBy.length > 0) return
+  /** It does not wait any longer. When nobody does, the request takes room, and its turn, like any other one again. */
+  const orphan = (entry: Entry, by: Entry): void => {
+    if (!stopWaiting(by, entry)) return
+    breakDeadlock(by)
+    if (!entry.nested || entry.awaitedBy.some(isProcessing)) return
     entry.nested = false
     if (entry.state === "dispatched") return
     counted++
@@ -433,9 +442,9 @@ export const make = Effect.fnUntraced(function*(
     if (entry.deadline !== undefined) deadlines.remove(entry.deadline)
     if (outcome.status === "failed" && letters.isKeeping && entry.state !== "suspended") bury(entry, outcome)
     // The parameters may be large, and secret: they are kept no longer than the processor needs them.
-    if (entry.fiber === undefined) entry.request = entry.span = entry.parent = undefined
+    if (entry.fiber === undefined) entry.request = entry.span = undefined
     // It runs on nobody's permit from now on, and must not keep those who waited for it, nor those they waited for.
-    entry.awaitedBy.length = 0
+    const waiters = releaseWaiters(entry)
     if (entry.state === "suspended") {
       suspended.remove(entry)
       entries.delete(entry.id)
@@ -453,6 +462,8 @@ export const make = Effect.fnUntraced(function*(
     admitSuspended()
     tell(entry.accepted, entry)
     tell(entry.done, entry)
+    // They may wait for others, too.
+    for (const by of waiters) breakDeadlock(by)
     checkDrained()
     return true
   }
@@ -529,16 +540,10 @@ export const make = Effect.fnUntraced(function*(
   // Submission
   // ---------------------------------------------------------------------------------------------------------------
 
-  /** The nearest ancestor that this queue is processing. */
-  const runningAncestor = (entry: Entry | undefined): Entry | undefined => {
-    for (let ancestor = entry; ancestor !== undefined; ancestor = ancestor.parent) {
-      if (running.has(ancestor)) return ancestor
-    }
-    return undefined
-  }
-
-  const isAncestorOrSelf = (entry: Entry, of: Entry | undefined): boolean => {
-    for (let ancestor = of; ancestor !== undefined; ancestor = ancestor.parent) if (ancestor === entry) return true
+  /** Whether this queue is processing a request, or one that waits for it. */
+  const isProcessing = (entry: Entry | undefined): boolean => {
+    if (entry === undefined) return false
+    for (const waiter of withWaiters(entry)) if (running.has(waiter)) return true
     return false
   }
 
@@ -626,8 +631,6 @@ export const make = Effect.fnUntraced(function*(
     }
     // A generated id was chosen by nobody: a request submitted again gets a new one.
     const id = entries.has(request.id) && requestId.isGenerated(request.id) ? requestId.generate() : request.id
-    const parent = fiber.getRef(CurrentEntry)
-    const isNested = request.waitForCompletion && runningAncestor(parent) !== undefined
     const submittedAt = now()
     return {
       queue,
@@ -643,11 +646,10 @@ export const make = Effect.fnUntraced(function*(
       hasDeadline,
       processingTimeout,
       context: context === request ? given(request) : context,
-      parent,
       span: Context.getOrUndefined(fiber.context, Tracer.ParentSpan),
-      awaitedBy: isNested && parent !== undefined ? [parent] : [],
-      isAdopted: false,
-      nested: isNested,
+      awaitedBy: [],
+      awaits: undefined,
+      nested: request.waitForCompletion && isProcessing(fiber.getRef(CurrentEntry)),
       state: "suspended",
       attempts: 0,
       firstElementAt: undefined,
@@ -690,17 +692,18 @@ export const make = Effect.fnUntraced(function*(
   }
 
   /** Lets a request in, or says why not. */
-  const enter = (entry: Entry): QueueError.AcceptError | undefined => {
+  const enter = (entry: Entry, submitter: Entry | undefined): QueueError.AcceptError | undefined => {
     if (entries.has(entry.id)) return new QueueError.DuplicateRequest({ modelId, requestId: entry.id })
     const closed = refusal(entry.id, entry.nested)
     if (closed !== undefined) return closed
     if (gate?.isQuotaExhausted(now())) return quotaExhausted(entry.id)
     if (gate?.isBlocked(now()) && leavesWhenUnavailable(entry)) return unavailable(entry, gate.reason, reopensIn(gate))
     // A processor that waits for room in its own queue could be what the room waits for.
-    const mayWait = config.strategy === "suspend" && runningAncestor(entry.parent) === undefined
+    const mayWait = config.strategy === "suspend" && !isProcessing(submitter)
     if (!entry.nested && !hasRoom() && !mayWait && config.strategy !== "dropOldest") return queueFull(entry.id)
     entries.set(entry.id, entry)
     setDeadline(entry, entry.submittedAt + entry.timeout)
+    if (submitter !== undefined && entry.request!.waitForCompletion) beginWaiting(submitter, entry)
     if (entry.nested || (hasRoom() && suspended.size === 0)) {
       enqueue(entry)
     } else if (config.strategy === "dropOldest") {
@@ -776,7 +779,7 @@ export const make = Effect.fnUntraced(function*(
       const entry = prepare(request, fiber)
       if (!("queue" in entry)) return Effect.fail(entry)
       const go = (): Effect.Effect<A, E | QueueError.AcceptError> => {
-        const refused = enter(entry)
+        const refused = enter(entry, fiber.getRef(CurrentEntry))
         return refused === undefined ? then(entry) : Effect.fail(refused)
       }
       const mayBeLate = config.failEarly && windows > 0 && entry.timeout !== Number.POSITIVE_INFINITY && !entry.nested
@@ -887,7 +890,9 @@ export const make = Effect.fnUntraced(function*(
       borrower.lender = lender
     }
     if (lender !== undefined) lender.borrower = borrower
-    return holdsPermit && borrower === undefined ? limiter.releasePermit : Effect.void
+    if (!holdsPermit || borrower !== undefined) return Effect.void
+    held--
+    return limiter.releasePermit
   }
 
   const outcomeOf = (entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): Outcome => {
@@ -1047,7 +1052,7 @@ export const make = Effect.fnUntraced(function*(
       requeue(entry, refusal, delay)
     } else {
       exempt.delete(entry)
-      entry.parent = entry.span = undefined
+      entry.span = undefined
       if (!end(entry, outcome)) {
         entry.request = undefined
         checkDrained()
@@ -1082,7 +1087,7 @@ export const make = Effect.fnUntraced(function*(
         Effect.andThen(Effect.sync(() => {
           running.delete(entry)
           exempt.delete(entry)
-          entry.fiber = entry.parent = entry.span = undefined
+          entry.fiber = entry.span = undefined
           scheduler.happened(entry.tenant)
           wake()
           if (outcome.status === "completed") {
@@ -1159,25 +1164,29 @@ export const make = Effect.fnUntraced(function*(
     return Number.POSITIVE_INFINITY
   }
 
-  /** Somebody being processed who waits for it, directly or by descent, and whose permit nobody runs on. */
-  const lenderOf = (entry: Entry): Entry | undefined => {
-    for (const waiter of entry.awaitedBy) {
-      for (let lender: Entry | undefined = waiter; lender !== undefined; lender = lender.parent) {
-        const isOnPermit = lender.holdsPermit || lender.lender !== undefined
-        if (lender.queue === queue && isOnPermit && lender.borrower === undefined) return lender
-      }
+  /** The first whose permit nobody runs on. */
+  const firstToLend = (entries: Iterable<Entry>): Entry | undefined => {
+    for (const entry of entries) {
+      const isOnPermit = entry.holdsPermit || entry.lender !== undefined
+      if (entry.queue === queue && isOnPermit && entry.borrower === undefined) return entry
     }
     return undefined
   }
 
+  const blockedBy: ModelQueue["blockedBy"] = (entry) => {
+    const limit = config.limits.find(({ type }) => type === "concurrent")
+    if (limit === undefined || held < limit.limit) return undefined
+    return firstToLend(withWaiters(entry)) === undefined ? running : undefined
+  }
+
+  /** Whose permit it may run on: of what waits for it, or, in a deadlock, of what waits at all. */
+  const lenderOf = (entry: Entry): Entry | undefined =>
+    firstToLend(withWaiters(entry)) ?? firstToLend(deadlock(entry) ?? [])
+
   /** Whether everything being processed waits for some nested request, so that nothing but those can end. */
   const onlyWaitersRun = () => {
     const waiters = new Set<Entry>()
-    for (const entry of nested) {
-      for (const by of entry.awaitedBy) {
-        for (let waiter: Entry | undefined = by; waiter !== undefined; waiter = waiter.parent) waiters.add(waiter)
-      }
-    }
+    for (const entry of nested) for (const waiter of withWaiters(entry)) waiters.add(waiter)
     for (const entry of running) if (!waiters.has(entry)) return false
     return true
   }
@@ -1196,6 +1205,7 @@ export const make = Effect.fnUntraced(function*(
       }
       if (lender === undefined) {
         entry.holdsPermit = true
+        held++
       } else {
         entry.lender = lender
         lender.borrower = entry
@@ -1291,9 +1301,14 @@ export const make = Effect.fnUntraced(function*(
         : Math.min(nestedWait, wait)
     }
     const { changes } = scheduler
-    const admission = yield* limiter.admit(head.cost, true, head)
+    let admission = yield* limiter.admit(head.cost, true, head)
+    let lender: Entry | undefined
+    if (admission._tag === "Blocked" && admission.by === "concurrent" && !isHeld(admission)) {
+      lender = lenderOf(head)
+      if (lender !== undefined) admission = yield* limiter.admit(head.cost, false, head)
+    }
     if (admission._tag === "Admitted") {
-      yield* use(head, admission.reservation)
+      yield* use(head, admission.reservation, lender)
       return 0
     }
     if (admission._tag === "Exceeded") {
@@ -1370,7 +1385,7 @@ export const make = Effect.fnUntraced(function*(
   const close: ModelQueue["close"] = (options) =>
     unstoppable(Effect.gen(function*() {
       if (state === "closed") return
-      for (let entry = yield* CurrentEntry; entry !== undefined; entry = entry.parent) {
+      for (const entry of withWaiters(yield* CurrentEntry)) {
         if (!running.has(entry)) continue
         exempt.add(entry)
         entry.closesAt = Math.min(entry.closesAt, now() + options.deadline)
@@ -1446,9 +1461,17 @@ export const make = Effect.fnUntraced(function*(
   // Lookup
   // ---------------------------------------------------------------------------------------------------------------
 
+  /** The housekeeper may come a moment later, and does not come once the queue is closed. */
+  const known = (id: string): Entry | undefined => {
+    const entry = entries.get(id)
+    if (entry?.endedAt === undefined || entry.endedAt + config.retainAge > now()) return entry
+    forget(entry)
+    return undefined
+  }
+
   const find = (id: string): Effect.Effect<Entry, QueueError.RequestNotFound> =>
     Effect.suspend(() => {
-      const entry = entries.get(id)
+      const entry = known(id)
       return entry === undefined
         ? Effect.fail(new QueueError.RequestNotFound({ modelId, requestId: settings.nameOf(id) }))
         : Effect.succeed(entry)
@@ -1462,8 +1485,9 @@ export const make = Effect.fnUntraced(function*(
 
   /** What waits may run on the permit of a processor that waits for it: there may be no other one. */
   const lend = ({ adopted, by }: Emptying, entry: Entry) => {
-    if (by === undefined || isAncestorOrSelf(entry, by) || entry.awaitedBy.includes(by)) return
-    if (adopt(entry, by)) adopted.push(entry)
+    if (by === undefined || withWaiters(by).has(entry) || entry.awaitedBy.includes(by)) return
+    adopt(entry, by)
+    adopted.push(entry)
   }
 
   /** Waits until all that was accepted has ended, but for the requests that ask for it. */
@@ -1471,11 +1495,11 @@ export const make = Effect.fnUntraced(function*(
     if (state === "closed") return Effect.succeed(true)
     const current = fiber.getRef(CurrentEntry)
     const exempt = new Set<Entry>()
-    for (let entry = current; entry !== undefined; entry = entry.parent) if (entry.queue === queue) exempt.add(entry)
+    for (const entry of withWaiters(current)) if (entry.queue === queue) exempt.add(entry)
     isEmptying = true
     isPaused = false
     wake()
-    const by = runningAncestor(current) === undefined ? undefined : current
+    const by = isProcessing(current) ? current : undefined
     const waiter: Emptying = { exempt, by, adopted: [], told: Deferred.makeUnsafe() }
     emptied.add(waiter)
     for (const entry of listed(suspended)) {
@@ -1490,10 +1514,7 @@ export const make = Effect.fnUntraced(function*(
     return Effect.onExit(Deferred.await(waiter.told), () =>
       Effect.sync(() => {
         emptied.delete(waiter)
-        for (const entry of waiter.adopted) {
-          orphan(entry, by!)
-          rejoin(entry)
-        }
+        for (const entry of waiter.adopted) orphan(entry, by!)
       }))
   })
 
@@ -1554,15 +1575,15 @@ export const make = Effect.fnUntraced(function*(
         Effect.flatMap(find(id), (entry) => {
           // Awaited by a request of its own queue, it must not wait for that one's permit.
           const current = fiber.getRef(CurrentEntry)
-          if (isAncestorOrSelf(entry, current)) {
+          if (withWaiters(current).has(entry)) {
             const problems = ["a processor cannot wait for the end of the request that it is processing"]
             return Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: id, problems }))
           }
-          if (current === undefined || runningAncestor(current) === undefined) return awaitEnd(entry)
+          if (current === undefined) return awaitEnd(entry)
           return Effect.acquireUseRelease(
             Effect.sync(() => adopt(entry, current)),
             () => awaitEnd(entry),
-            (adopted) => adopted ? Effect.sync(() => orphan(entry, current)) : Effect.void
+            () => Effect.sync(() => orphan(entry, current))
           )
         })
       ),
@@ -1600,9 +1621,11 @@ export const make = Effect.fnUntraced(function*(
     }),
     drain: drainOut,
     letters,
-    has: (id) => entries.has(id),
+    has: (id) => known(id) !== undefined,
     awaitEntry: (entry) => Effect.suspend(() => awaitEnd(entry)),
-    isProcessing: (current) => runningAncestor(current) !== undefined,
+    isProcessing,
+    blockedBy,
+    wake,
     refusal,
     settle,
     streaming: (entry) => {

@@ -61,7 +61,6 @@ export class Scheduler {
   /** Without waiting requests, by tag. */
   private readonly idle = new Heap<Tenant>()
   private readonly heldByOthers = new Set<Tenant>()
-  private sequence = 0
   /** Counts what may end a hold. */
   changes = 0
   /** The tag of the tenant served last, before it was served. */
@@ -77,10 +76,9 @@ export class Scheduler {
     return this.tenants.size
   }
 
-  /** Puts an entry in its place; in its old one among those of the same time, if it had one. */
+  /** Puts an entry in its place: by its head start, then in the order of acceptance. */
   add(entry: Entry): void {
     const tenant = this.tenants.get(entry.tenant) ?? this.come(entry.tenant)
-    entry.sequence ??= this.sequence++
     const isBack = tenant.waiting.peek() === undefined && tenant.held === undefined
     entry.order = tenant.waiting.add(entry.submittedAt - entry.headStart, entry, entry.sequence)
     count(tenant, entry, 1)

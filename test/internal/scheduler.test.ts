@@ -10,7 +10,7 @@ interface Request {
   readonly submittedAt: number
   headStart: number
   order: unknown
-  sequence: number | undefined
+  sequence: number
 }
 
 const request = (id: number, tenant: string | undefined, cost: number, submittedAt = id, headStart = 0): Request => ({
@@ -20,7 +20,7 @@ const request = (id: number, tenant: string | undefined, cost: number, submitted
   submittedAt,
   headStart,
   order: undefined,
-  sequence: undefined
+  sequence: id
 })
 
 // The scheduler reads no more of an entry than this.
@@ -48,11 +48,11 @@ describe("Scheduler", () => {
     assert.isUndefined(scheduler.peek())
   })
 
-  it("an entry that comes back has its old place among those of the same time", () => {
+  it("those of the same time keep the order of acceptance, whenever they come", () => {
     const scheduler = make()
     const [first, second] = [request(0, "a", 1, 5), request(1, "a", 1, 5)]
-    scheduler.add(entry(first))
     scheduler.add(entry(second))
+    scheduler.add(entry(first))
     assert.strictEqual(serve(scheduler), first)
     scheduler.add(entry(first))
     assert.strictEqual(serve(scheduler), first)

@@ -11,6 +11,7 @@ import { TestClock } from "effect/testing"
 import * as random from "./random.ts"
 import {
   errorOf,
+  isOf,
   type Limits,
   objection,
   type Options,
@@ -191,8 +192,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       }
     }
     const { reference } = target
-    let nested = false
-    if (waits) { for (let a = parent; a !== undefined; a = a.parent) nested ||= a.reference === reference && a.alive }
+    const nested = waits && isOf(reference, parent)
     const request: Request = {
       id,
       plan,
@@ -206,6 +206,8 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       parent,
       reference,
       nested,
+      onceNested: nested,
+      leftAt: -1,
       whileClosing: reference.closing,
       status: "submitted",
       accepted: -1,
@@ -220,6 +222,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       alive: false,
       exit: undefined,
       waitsFor: undefined,
+      onceWaited: false,
       usage: undefined,
       reportedAt: -1
     }
@@ -283,6 +286,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
         return Effect.suspend(() => {
           const { effect, request } = submit(current.queue, current.plan, current.waits, own)
           own.waitsFor = current.waits ? request : undefined
+          own.onceWaited ||= current.waits
           return Effect.exit(effect)
         })
       case "submitAndAwait":
@@ -290,11 +294,15 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
           const { effect, request } = submit(current.queue, current.plan, false, own)
           if (request === undefined) return Effect.exit(effect)
           return Effect.exit(Effect.andThen(effect, () => {
-            for (let a: Request | undefined = own; a !== undefined; a = a.parent) {
-              if (a.reference === request.reference && a.alive) request.nested = true
-            }
             own.waitsFor = request
-            return awaitEnd(request)
+            own.onceWaited = true
+            if (isOf(request.reference, own)) request.nested = request.onceNested = true
+            return Effect.onExit(awaitEnd(request), () =>
+              Effect.sync(() => {
+                own.waitsFor = undefined
+                request.nested = false
+                request.leftAt = now()
+              }))
           }))
         })
     }

@@ -55,6 +55,10 @@ export interface Request {
   readonly reference: Reference
   /** Waits for its result, or is waited for, inside a processor of its own queue. */
   nested: boolean
+  /** Then it may run on the permit of what has waited for it. */
+  onceNested: boolean
+  /** When nobody has waited for it any longer. */
+  leftAt: number
   readonly whileClosing: boolean
   status: "submitted" | "refused" | QueueResponse.RequestStatus
   /** Position in the order of acceptance. */
@@ -71,6 +75,7 @@ export interface Request {
   exit: Exit.Exit<unknown, unknown> | undefined
   /** What its processor waits for. */
   waitsFor: Request | undefined
+  onceWaited: boolean
   startedAt: number
   acceptedAt: number
   /** Its usage, as far as the queue took it, and when. */
@@ -100,6 +105,16 @@ const isEnd = (status: Request["status"]): status is "completed" | "failed" | "c
 
 const isBelow = (request: Request, ancestor: Request): boolean => {
   for (let above = request.parent; above !== undefined; above = above.parent) if (above === ancestor) return true
+  return false
+}
+
+/** Whether a queue processes a request, or one that waits for it. */
+export const isOf = (reference: Reference, request: Request | undefined): boolean => {
+  for (let waiter = request; waiter !== undefined;) {
+    if (waiter.reference === reference && waiter.alive) return true
+    const { parent, status }: Request = waiter
+    waiter = parent?.waitsFor === waiter && !isEnd(status) ? parent : undefined
+  }
   return false
 }
 
@@ -194,11 +209,11 @@ export class Reference {
     const used = this.used(now)
     if (requests !== undefined) must(used.requests <= requests, () => at(`over ${requests} requests`))
     if (tokens !== undefined) must(this.leastTokens(now) <= tokens, () => at(`over ${tokens} tokens`))
-    if (request.nested) return
+    if (request.nested || request.leftAt >= now) return
     const key = (other: Request) => other.submittedAt - other.headStart
     for (const other of this.waiting) {
       // One that was accepted at this very instant may have come a moment later.
-      if (other.nested || other.acceptedAt === now) continue
+      if (other.nested || other.leftAt === now || other.acceptedAt === now) continue
       must(
         key(request) < key(other) || (key(request) === key(other) && request.accepted < other.accepted),
         () => at(`before ${other.id}`)
@@ -394,8 +409,9 @@ export class Reference {
         // A lower limit takes nobody's permit, and gives none.
         must(free >= 0 || usage.used <= this.permits, () => at("too many permits"))
         this.permits = usage.used
-        const nested = this.alive.filter((request) => request.nested).length
-        must(usage.used <= this.alive.length && usage.used >= this.alive.length - nested, () => at("permits"))
+        // Each of those that have waited for another one lends its permit to one at a time.
+        const lenders = this.alive.filter((request) => request.onceWaited).length
+        must(usage.used <= this.alive.length && usage.used >= this.alive.length - lenders, () => at("permits"))
       }
     }
     // Nothing that could go is waiting, and nothing that never could.
@@ -417,7 +433,7 @@ export class Reference {
     for (const request of nested) {
       const { parent } = request
       const isAwaited = parent?.alive === true && parent.reference === this && parent.waitsFor === request
-        && !this.alive.some((other) => other.nested && isBelow(other, parent))
+        && !this.alive.some((other) => other.onceNested && isBelow(other, parent))
       must(
         nested.length > 1 || !fits(request) || (free < 1 && !isAwaited),
         () => at(`${request.id} could go, and ${parent?.id} waits for it`)
