@@ -163,7 +163,8 @@ export interface Retry {
   readonly schedule?: Schedule.Schedule<unknown, RateLimiter.Refusal> | undefined
   /**
    * Attempts after a fault or an overload that each success pays for, so that retries cannot multiply the load on a
-   * provider in trouble. Ten are paid for at the start and saved at most. Default 0.1. Requests refused by a rate
+   * provider in trouble. Ten are paid for at the start, and saved at most, or
+   * what about a minute's successes pay for if that is more. Default 0.1. Requests refused by a rate
    * limit are not counted: the limit itself holds them back.
    */
   readonly budget?: number | undefined
@@ -177,12 +178,12 @@ export interface Retry {
  */
 export interface CircuitBreaker {
   /**
-   * Overloads and faults in a row after which nothing is sent for the cooldown; one with a `Retry-After` is enough.
-   * Default 5.
+   * Overloads, faults and attempts without an answer within their `processingTimeout`, in a row, after which nothing is
+   * sent for the cooldown; one overload or fault with a `Retry-After` is enough. Default 5.
    */
   readonly failures?: number | undefined
   /**
-   * Time without requests, after which one is sent to try; doubled, up to 30 seconds, each time that fails too. A
+   * Time without requests, after which one is sent to try, and another one when it is silent for 30 seconds; doubled, up to 30 seconds, each time that fails too. A
    * longer `Retry-After` goes before. Default 1 second.
    */
   readonly cooldown?: Duration.Input | undefined
@@ -250,7 +251,8 @@ export interface Options<P, A> {
   /**
    * Whether a request that cannot be dispatched within its `timeout` fails with `QueueTimeout` when it is submitted, with
    * the wait that is predicted, and not at its deadline. Counted are the limits, with what is in flight taken to use
-   * nothing, and the requests of its tenant that go before it. Default `true`.
+   * nothing, and the requests of its tenant that go before it. While the provider is unavailable for longer than that it
+   * fails with `ProviderUnavailable`. Default `true`.
    */
   readonly failEarly?: boolean | undefined
   readonly shutdown?: Shutdown | undefined

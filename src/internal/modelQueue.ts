@@ -509,7 +509,18 @@ export const make = Effect.fnUntraced(function*(
       queueTimeMillis: waitingTime(entry, at),
       processingTimeMillis: processingTime(entry, at)
     })
+    const wasBlocked = gate?.isBlocked(at)
+    if (!total && entry.firstElementAt === undefined) gate?.timedOut(entry, at)
     abort(entry, { status: "failed", cause: Cause.fail(error) })
+    if (wasBlocked === false) failUnavailable()
+  }
+
+  /** The provider may have just become unavailable: some do not wait for it. */
+  const failUnavailable = () => {
+    if (!gate?.isBlocked(now())) return
+    for (const waiter of [...listed(suspended), ...listed(waiting)]) {
+      if (leavesWhenUnavailable(waiter)) fail(waiter, unavailable(waiter, gate.reason, reopensIn(gate)))
+    }
   }
 
   const unavailable = (entry: Entry, reason: string, retryAfterMillis: number | undefined, cause?: unknown) =>
@@ -691,13 +702,19 @@ export const make = Effect.fnUntraced(function*(
       : undefined
   }
 
+  /** Whether the provider is not asked again before its time is up. */
+  const isLateFor = (entry: Entry, gate: ProviderGate): boolean =>
+    config.failEarly && !entry.nested && gate.closedFor(now()) >= entry.timeout
+
   /** Lets a request in, or says why not. */
   const enter = (entry: Entry, submitter: Entry | undefined): QueueError.AcceptError | undefined => {
     if (entries.has(entry.id)) return new QueueError.DuplicateRequest({ modelId, requestId: entry.id })
     const closed = refusal(entry.id, entry.nested)
     if (closed !== undefined) return closed
     if (gate?.isQuotaExhausted(now())) return quotaExhausted(entry.id)
-    if (gate?.isBlocked(now()) && leavesWhenUnavailable(entry)) return unavailable(entry, gate.reason, reopensIn(gate))
+    if (gate?.isBlocked(now()) && (leavesWhenUnavailable(entry) || isLateFor(entry, gate))) {
+      return unavailable(entry, gate.reason, reopensIn(gate))
+    }
     // A processor that waits for room in its own queue could be what the room waits for.
     const mayWait = config.strategy === "suspend" && !isProcessing(submitter)
     if (!entry.nested && !hasRoom() && !mayWait && config.strategy !== "dropOldest") return queueFull(entry.id)
@@ -992,7 +1009,7 @@ export const make = Effect.fnUntraced(function*(
     }
     const delay = Math.max(Duration.toMillis(next.value[1]), refusal.retryAfter ?? 0)
     if (now() + delay >= entry.submittedAt + entry.timeout) return undefined
-    return isHealthy || payRetry() ? delay : undefined
+    return isHealthy || payRetry(now()) ? delay : undefined
   })
 
   /** Back to the waiting ones, in its old place or, by descent, ahead of those who came later. */
@@ -1032,8 +1049,8 @@ export const make = Effect.fnUntraced(function*(
     const hasBegun = entry.firstElementAt !== undefined
     const wasBlocked = gate.isBlocked(now())
     if (failed || refusal.kind === "quota") gate.failed(entry, refusal, entry.dispatchedAt!, running.size, now())
-    else gate.answered(entry, false)
-    if (refusal.kind === "rate" && (windows === 0 || hasBegun)) {
+    else gate.answered(entry, false, now())
+    if ((refusal.kind === "rate" || refusal.kind === "ramp") && (windows === 0 || hasBegun)) {
       gate.limited(refusal, entry.dispatchedAt!, running.size, now())
     }
     const outcome = endOf(entry, cause, refusal)
@@ -1058,11 +1075,7 @@ export const make = Effect.fnUntraced(function*(
         checkDrained()
       }
     }
-    if (!wasBlocked && gate.isBlocked(now())) {
-      for (const waiter of [...listed(suspended), ...listed(waiting)]) {
-        if (leavesWhenUnavailable(waiter)) fail(waiter, unavailable(waiter, gate.reason, reopensIn(gate)))
-      }
-    }
+    if (!wasBlocked) failUnavailable()
     if (refusal.kind !== "quota") return
     for (const list of [suspended, waiting]) {
       while (list.first !== undefined) fail(list.first, quotaExhausted(list.first.id))
@@ -1074,7 +1087,7 @@ export const make = Effect.fnUntraced(function*(
     if (gate !== undefined) {
       const failure = Exit.isSuccess(exit) ? undefined : readFailure(exit.cause, gate)
       if (Exit.isFailure(exit) && failure !== undefined) return finishRefused(entry, exit.cause, failure, gate)
-      if (Exit.isSuccess(exit)) gate.answered(entry, true)
+      if (Exit.isSuccess(exit)) gate.answered(entry, true, now())
       else gate.ended(entry)
     }
     const outcome = entry.outcome === undefined ? entry.produced = outcomeOf(entry, exit) : entry.outcome
@@ -1110,7 +1123,7 @@ export const make = Effect.fnUntraced(function*(
     entry.dispatchedAt = now()
     entry.waited += entry.dispatchedAt - entry.waitsSince
     entry.attempts++
-    gate?.dispatched(entry)
+    gate?.dispatched(entry, entry.dispatchedAt)
     entry.reservation = reservation
     running.add(entry)
     if (entry.processingTimeout !== Number.POSITIVE_INFINITY) {
@@ -1164,6 +1177,9 @@ export const make = Effect.fnUntraced(function*(
     return Number.POSITIVE_INFINITY
   }
 
+  const mostPermits = (): number =>
+    config.limits.find(({ type }) => type === "concurrent")?.limit ?? Number.POSITIVE_INFINITY
+
   /** The first whose permit nobody runs on. */
   const firstToLend = (entries: Iterable<Entry>): Entry | undefined => {
     for (const entry of entries) {
@@ -1174,8 +1190,7 @@ export const make = Effect.fnUntraced(function*(
   }
 
   const blockedBy: ModelQueue["blockedBy"] = (entry) => {
-    const limit = config.limits.find(({ type }) => type === "concurrent")
-    if (limit === undefined || held < limit.limit) return undefined
+    if (held < mostPermits()) return undefined
     return firstToLend(withWaiters(entry)) === undefined ? running : undefined
   }
 
@@ -1192,7 +1207,7 @@ export const make = Effect.fnUntraced(function*(
   }
 
   const gateWait = (entry: Entry, gate: ProviderGate): number =>
-    entry.nested ? gate.nestedWait(now()) : gate.wait(now(), running.size)
+    entry.nested ? gate.closedFor(now()) : gate.wait(now(), running.size)
 
   /** Dispatches an admitted request, on its own permit or on its lender's, unless one of them left meanwhile. */
   const use = (entry: Entry, reservation: RateLimiter.Reservation, lender?: Entry): Effect.Effect<void> =>
@@ -1251,7 +1266,7 @@ export const make = Effect.fnUntraced(function*(
     // What is being processed may wait for nested requests, so these go first. One that lacks a permit holds back
     // nobody: its siblings have it, and may in turn wait for a nested request behind it.
     let hasPermit = true
-    const nestedWait = gate === undefined ? 0 : gate.nestedWait(now())
+    const nestedWait = gate === undefined ? 0 : gate.closedFor(now())
     let heldWait = Number.POSITIVE_INFINITY
     for (const entry of nested.size === 0 || nestedWait > 0 ? [] : Array.from(nested)) {
       if (entry.outcome !== undefined) continue
@@ -1630,6 +1645,8 @@ export const make = Effect.fnUntraced(function*(
     settle,
     streaming: (entry) => {
       entry.firstElementAt = now()
+      gate?.streaming(entry, entry.firstElementAt)
+      wake()
     },
     stalled,
     stall: (goOn) => {
@@ -1677,12 +1694,11 @@ export const make = Effect.fnUntraced(function*(
         if ((isPaused || isEmptying) && state === "open") return Effect.succeed(Duration.infinity)
         const before = ahead({ headStart, tenant }, false)
         return Effect.map(limiter.predict(cost, before, tenant), (wait) => {
-          const at = now()
           // Those in front of it that find no permit each wait for the end of another one.
-          const permits = config.limits.find(({ type }) => type === "concurrent")?.limit ?? Number.POSITIVE_INFINITY
-          const late = Math.max(0, before.requests + running.size + 1 - permits)
-          const forPermit = late === 0 ? 0 : (late / permits) * processing.mean
-          const forProvider = gate === undefined ? 0 : Math.max(0, gate.openUntil - at)
+          const most = mostPermits()
+          const late = Math.max(0, before.requests + running.size + 1 - most)
+          const forPermit = late === 0 ? 0 : (late / most) * processing.mean
+          const forProvider = gate === undefined ? 0 : gate.closedFor(now())
           return Duration.millis(Math.max(wait, forPermit, forProvider))
         })
       }),

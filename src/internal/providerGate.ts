@@ -11,7 +11,11 @@ import type { Entry } from "./entry.ts"
 import type * as settings from "./settings.ts"
 
 const maxCooldown = 30_000
+/** How long a try, or what was sent before the cap was reduced, holds others up when it gives no answer. */
+const patience = 30_000
+/** Retries that can be saved at the least; more when a minute's successes pay for more. */
 const savedRetries = 10
+const minute = 60_000
 
 export class ProviderGate {
   readonly settings: settings.ProviderSettings
@@ -32,6 +36,7 @@ export class ProviderGate {
   private isOpen = false
   private pausedUntil = Number.NEGATIVE_INFINITY
   private probe: Entry | undefined
+  private probeUntil = Number.NEGATIVE_INFINITY
   /** Failures in a row. */
   private failures = 0
   private cooldown: number
@@ -40,59 +45,106 @@ export class ProviderGate {
   private fullCap = 0
   /** When the cap was last reduced: what was sent before says nothing about the reduced load. */
   private reducedAt = Number.NEGATIVE_INFINITY
+  private readonly sentSince = new Set<Entry>()
+  private cappedAt = Number.NEGATIVE_INFINITY
   private retries = savedRetries
+  /** Successes of about the last minute: each counts less with time. */
+  private recent = 0
+  private succeededAt = 0
 
   constructor(settings: settings.ProviderSettings) {
     this.settings = settings
     this.cooldown = settings.cooldown
   }
 
-  /** How long nothing may be sent: 0, a time, or `Infinity` until a request has ended. */
+  /** How long no request that nobody in flight waits for may be sent, unless one ends before. */
   wait(now: number, running: number): number {
-    if (running >= this.cap) return Number.POSITIVE_INFINITY
-    const paused = Math.max(0, this.pausedUntil - now)
-    if (!this.isOpen) return paused
-    if (this.probe !== undefined) return Number.POSITIVE_INFINITY
-    return Math.max(paused, this.openUntil - now)
+    // Requests that never answer hold nobody up for ever.
+    if (now >= this.cappedAt + patience) this.raiseCap(now)
+    const inFlight = now < this.reducedAt + patience ? running : this.sentSince.size
+    const forCap = inFlight < this.cap ? 0 : this.cappedAt + patience - now
+    return Math.max(forCap, this.closedFor(now), this.isProbing(now) ? this.probeUntil - now : 0)
   }
 
-  /** The same for a request that one in flight waits for: it goes as long as anything may. */
-  nestedWait(now: number): number {
+  /** How long nothing at all may be sent. */
+  closedFor(now: number): number {
     return Math.max(0, this.pausedUntil - now, this.isOpen ? this.openUntil - now : 0)
+  }
+
+  private isProbing(now: number): boolean {
+    return this.isOpen && this.probe !== undefined && now < this.probeUntil
   }
 
   /** Whether nothing is sent for the sake of the provider, for quota or for its health. */
   isBlocked(now: number): boolean {
-    return this.isOpen && (this.probe !== undefined || now < this.openUntil)
+    return this.isProbing(now) || (this.isOpen && now < this.openUntil)
   }
 
   readonly isQuotaExhausted = (now: number): boolean => this.quotaReason !== undefined && this.isBlocked(now)
 
-  dispatched(entry: Entry): void {
-    if (this.isOpen && this.probe === undefined) this.probe = entry
+  dispatched(entry: Entry, now: number): void {
+    if (this.cap !== Number.POSITIVE_INFINITY) this.sentSince.add(entry)
+    if (!this.isOpen || this.isProbing(now)) return
+    this.probe = entry
+    this.probeUntil = now + patience
+  }
+
+  /** The first element of a stream is there, however long the others take. */
+  streaming(entry: Entry, now: number): void {
+    if (this.probe === entry) this.answered(entry, false, now)
+    this.raiseCap(now)
   }
 
   /** The attempt ended, but says nothing about the provider: by an interruption, or by the processor's own fault. */
   ended(entry: Entry): void {
+    this.sentSince.delete(entry)
     if (this.probe === entry) this.probe = undefined
   }
 
   /** The provider answered: with a result, or with a refusal that shows it well. */
-  answered(entry: Entry, success: boolean): void {
-    if (this.probe === entry) this.probe = undefined
-    else if (this.isOpen) return
+  answered(entry: Entry, success: boolean, now: number): void {
+    const wasProbe = this.probe === entry
+    this.ended(entry)
+    if (this.isOpen && !wasProbe) return
     this.isOpen = false
     this.quotaReason = undefined
     this.failures = 0
     this.cooldown = this.settings.cooldown
     if (!success) return
-    this.retries = Math.min(savedRetries, this.retries + this.settings.budget)
-    if (this.cap !== Number.POSITIVE_INFINITY && ++this.cap >= this.fullCap) this.cap = Number.POSITIVE_INFINITY
+    this.recent = this.recentAt(now) + 1
+    this.succeededAt = now
+    this.retries = this.saved(now, this.retries + this.settings.budget)
+    if (entry.firstElementAt === undefined) this.raiseCap(now)
+  }
+
+  private recentAt(now: number): number {
+    return this.recent * Math.exp((this.succeededAt - now) / minute)
+  }
+
+  private saved(now: number, retries: number): number {
+    return Math.min(retries, Math.max(savedRetries, this.recentAt(now) * this.settings.budget))
+  }
+
+  private raiseCap(now: number): void {
+    if (this.cap === Number.POSITIVE_INFINITY) return
+    this.cappedAt = now
+    if (++this.cap < this.fullCap) return
+    this.cap = Number.POSITIVE_INFINITY
+    this.sentSince.clear()
+  }
+
+  /** No answer within the time that a request has for its processing. */
+  timedOut(entry: Entry, now: number): void {
+    const wasProbe = this.probe === entry
+    this.ended(entry)
+    if (this.isOpen || wasProbe) return
+    this.reason = "there was no answer within the processingTimeout"
+    if (++this.failures >= this.settings.failures) this.trip(now, 0)
   }
 
   failed(entry: Entry, refusal: RateLimiter.Refusal, sentAt: number, running: number, now: number): void {
     const wasProbe = this.probe === entry
-    if (wasProbe) this.probe = undefined
+    this.ended(entry)
     this.reason = refusal.message
     if (refusal.kind === "quota") {
       this.quotaReason = refusal.message
@@ -101,6 +153,8 @@ export class ProviderGate {
       this.open(now + Math.max(this.settings.quotaCooldown, refusal.retryAfter ?? 0))
       return
     }
+    // The try for quota met something else: the others wait for that.
+    if (wasProbe) this.quotaReason = undefined
     if (refusal.kind === "overload") this.reduce(sentAt, running, now)
     if (this.isOpen && !wasProbe) {
       if (refusal.retryAfter !== undefined && this.quotaReason === undefined) {
@@ -111,9 +165,13 @@ export class ProviderGate {
     this.failures++
     if (!wasProbe && this.failures < this.settings.failures && refusal.retryAfter === undefined) return
     // A provider that says when to come back is not asked before.
-    const isDue = wasProbe || this.failures >= this.settings.failures
-    this.open(now + Math.max(refusal.retryAfter ?? 0, isDue ? this.cooldown : 0))
-    if (isDue) this.cooldown = Math.min(Math.max(maxCooldown, this.settings.cooldown), this.cooldown * 2)
+    if (wasProbe || this.failures >= this.settings.failures) this.trip(now, refusal.retryAfter ?? 0)
+    else this.open(now + (refusal.retryAfter ?? 0))
+  }
+
+  private trip(now: number, retryAfter: number): void {
+    this.open(now + Math.max(retryAfter, this.cooldown))
+    this.cooldown = Math.min(Math.max(maxCooldown, this.settings.cooldown), this.cooldown * 2)
   }
 
   /** A rate limit that none of the model's limits can be paused for. */
@@ -126,7 +184,8 @@ export class ProviderGate {
     if (sentAt <= this.reducedAt) return
     if (this.cap === Number.POSITIVE_INFINITY) this.fullCap = Math.max(2, running)
     this.cap = Math.max(1, Math.floor(Math.min(this.cap, running) / 2))
-    this.reducedAt = now
+    this.reducedAt = this.cappedAt = now
+    this.sentSince.clear()
   }
 
   /** What the provider has asked for before is not shortened. */
@@ -136,10 +195,11 @@ export class ProviderGate {
   }
 
   /** Takes a retry from the budget, if there is one. */
-  readonly payRetry = (): boolean => {
+  readonly payRetry = (now: number): boolean => {
+    const saved = this.saved(now, this.retries)
     // Ten tenths come to a little less than one.
-    if (this.retries < 1 - 1e-6) return false
-    this.retries = Math.max(0, this.retries - 1)
+    if (saved < 1 - 1e-6) return false
+    this.retries = Math.max(0, saved - 1)
     return true
   }
 
@@ -148,7 +208,7 @@ export class ProviderGate {
       name: this.settings.profile.name,
       state: !this.isOpen
         ? "available"
-        : this.probe !== undefined || now >= this.openUntil
+        : this.isProbing(now) || now >= this.openUntil
         ? "probing"
         : this.quotaReason === undefined
         ? "unavailable"

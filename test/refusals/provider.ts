@@ -1,5 +1,6 @@
 /** A provider that does what a script says, and a profile that understands it and changes no limit. */
-import { Clock, Data, Effect } from "effect"
+import { assert } from "@effect/vitest"
+import { Cause, Clock, Data, Duration, Effect, Exit } from "effect"
 import type { QueueRequest } from "effect-llm-queue"
 import { ModelConfig, ProviderProfile, QueueManager } from "effect-llm-queue"
 
@@ -75,3 +76,28 @@ export const Manager = QueueManager.layerWith({ shutdown: { policy: "interrupt",
 
 /** Runs at once up to the first thing that it waits for. */
 export const start = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkChild(effect, { startImmediately: true })
+
+/** What is left in a queue in which everything has ended. */
+export const left = Effect.fnUntraced(function*(modelId: string) {
+  const info = yield* QueueManager.QueueManager.use((manager) => manager.getQueueInfo(modelId))
+  return { depth: info.depth, suspended: info.suspended, running: info.running }
+})
+
+export const nothing = { depth: 0, suspended: 0, running: 0 }
+
+export const providerOf = Effect.fnUntraced(function*(modelId: string) {
+  const { provider } = yield* QueueManager.QueueManager.use((manager) => manager.getQueueInfo(modelId))
+  assert(provider !== undefined)
+  return {
+    state: provider.state,
+    retryIn: provider.retryIn === undefined ? undefined : Duration.toMillis(provider.retryIn),
+    concurrency: provider.concurrency
+  }
+})
+
+export const tagOf = (exit: Exit.Exit<unknown, unknown> | undefined): string => {
+  if (exit === undefined) return "pending"
+  if (Exit.isSuccess(exit)) return "success"
+  const error = Cause.squash(exit.cause)
+  return typeof error === "object" && error !== null && "_tag" in error ? String(error._tag) : "no tag"
+}
