@@ -216,7 +216,9 @@ const cases: ReadonlyArray<Case> = [
     "credit_balance_exhausted",
     "organization_spend_limit_exceeded",
     "project_spend_limit_exceeded",
-    "organization_usage_limit_exceeded"
+    "organization_usage_limit_exceeded",
+    "billing_hard_limit_reached",
+    "billing_not_active"
   ].flatMap((code): ReadonlyArray<Case> => [
     {
       name: `OpenAI, code ${code}`,
@@ -231,6 +233,12 @@ const cases: ReadonlyArray<Case> = [
       expected: { kind: "quota" }
     }
   ]),
+  {
+    name: "OpenAI, the hard limit of billing, as a request at fault",
+    profile: openai,
+    error: { status: 400, body: openaiError("billing_hard_limit_reached", "invalid_request_error") },
+    expected: { kind: "quota", status: 400 }
+  },
   {
     name: "OpenAI, slow down inside the limits",
     profile: openai,
@@ -421,6 +429,24 @@ const cases: ReadonlyArray<Case> = [
     expected: { kind: "quota", status: 400 }
   },
   {
+    name: "Anthropic, no credit left",
+    profile: anthropic,
+    error: {
+      status: 400,
+      body: anthropicError(
+        "invalid_request_error",
+        "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing."
+      )
+    },
+    expected: { kind: "quota", status: 400 }
+  },
+  {
+    name: "Anthropic, no credit left, without a status",
+    profile: anthropic,
+    error: anthropicError("invalid_request_error", "Your credit balance is too low."),
+    expected: { kind: "quota" }
+  },
+  {
     name: "Anthropic, growing too fast",
     profile: anthropic,
     error: {
@@ -526,6 +552,24 @@ const cases: ReadonlyArray<Case> = [
     },
     expected: { kind: "auth" }
   },
+  {
+    name: "Gemini, a monthly cap on spending",
+    profile: gemini,
+    error: {
+      error: {
+        code: 429,
+        status: "RESOURCE_EXHAUSTED",
+        message: "Your billing account has exceeded its monthly spending cap. Please go to AI Studio."
+      }
+    },
+    expected: { kind: "quota" }
+  },
+  ...[402, 429].map((code): Case => ({
+    name: `Gemini, prepaid credits used up, status ${code}`,
+    profile: gemini,
+    error: { error: { code, status: "RESOURCE_EXHAUSTED", message: "Your prepayment credits are depleted." } },
+    expected: { kind: "quota" }
+  })),
   {
     name: "Vertex, shared capacity",
     profile: gemini,

@@ -86,6 +86,16 @@ export const openai: Facts = [
       + "project_spend_limit_exceeded, organization_usage_limit_exceeded, as code or as type",
     openaiLimits
   ),
+  measured(
+    "errors",
+    "429 billing_not_active, as code and type: an account that cannot pay",
+    "github.com/BerriAI/litellm/issues/2743"
+  ),
+  measured(
+    "errors",
+    "billing_hard_limit_reached, a 400 of type invalid_request_error",
+    "github.com/dfinke/PowerShellAI/issues/127"
+  ),
   documented("errors", "503 server_is_overloaded of type service_unavailable_error", openaiLimits),
   documented("errors", "429 Resource Unavailable of the flex tier is no capacity, and is not billed", openaiLimits),
   documented("streams", "A refusal can come inside a stream of status 200, as response.failed", openaiLimits)
@@ -182,6 +192,11 @@ export const anthropic: Facts = [
       + "set by the user is a 400 that says so",
     anthropicLimits
   ),
+  measured(
+    "errors",
+    "No credit left: a 400 invalid_request_error, \"Your credit balance is too low to access the Anthropic API\"",
+    "github.com/anthropics/claude-code/issues/66314"
+  ),
   documented(
     "errors",
     "529 overloaded_error, 500 api_error, 504 timeout_error, 402 billing_error, 413",
@@ -229,7 +244,21 @@ export const gemini: Facts = [
     "Vertex AI: \"Resource exhausted, please try again later.\" is shared capacity, no limit of the project",
     "docs.cloud.google.com/vertex-ai/generative-ai/docs/standard-paygo"
   ),
-  documented("limits", "Spending over a rolling 10 minutes is limited too, which no limit here holds", geminiLimits)
+  documented(
+    "limits",
+    "Spending over a rolling 10 minutes is limited too, by tier: a budget of 10 minutes that waits holds it",
+    geminiLimits
+  ),
+  documented(
+    "errors",
+    "Prepaid credits that are used up: 402 RESOURCE_EXHAUSTED, formerly 429",
+    "discuss.ai.google.dev/t/183654"
+  ),
+  unverified(
+    "errors",
+    "429 RESOURCE_EXHAUSTED \"exceeded its monthly spending cap\": of a project or of a billing account",
+    "help.apiyi.com/en/ai-studio-monthly-spending-cap-429-solution-en.html"
+  )
 ]
 
 const groqLimits = "console.groq.com/docs/rate-limits"

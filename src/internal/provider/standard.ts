@@ -70,7 +70,9 @@ export const openai: ErrorRules = [
       "credit_balance_exhausted",
       "organization_spend_limit_exceeded",
       "project_spend_limit_exceeded",
-      "organization_usage_limit_exceeded"
+      "organization_usage_limit_exceeded",
+      "billing_hard_limit_reached",
+      "billing_not_active"
     ],
     kind: "quota"
   },
@@ -85,14 +87,12 @@ export const azure: ErrorRules = [
   { status: [429, 503], messages: ["system is experiencing high demand"], kind: "overload" }
 ]
 
+const anthropicSpending = ["you have reached your specified api usage limits", "your credit balance is too low"]
+
 export const anthropic: ErrorRules = [
   { codes: ["enforced_spend_limit_reached", "billing_error"], kind: "quota" },
-  { messages: ["you have reached your specified api usage limits"], status: [400, 429], kind: "quota" },
-  {
-    messages: ["you have reached your specified api usage limits"],
-    codes: ["invalid_request_error", "rate_limit_error"],
-    kind: "quota"
-  },
+  { messages: anthropicSpending, status: [400, 429], kind: "quota" },
+  { messages: anthropicSpending, codes: ["invalid_request_error", "rate_limit_error"], kind: "quota" },
   { codes: ["request_too_large"], kind: "tooLarge" },
   { codes: ["overloaded_error"], kind: "overload" },
   { codes: ["rate_limit_error"], messages: ["usage increase rate", "acceleration limit"], kind: "ramp" },
@@ -102,6 +102,9 @@ export const anthropic: ErrorRules = [
 ]
 
 export const gemini: ErrorRules = [
+  // Spending has the code of a rate limit, too.
+  { status: [402], codes: ["resource_exhausted"], kind: "quota" },
+  { status: [429], messages: ["monthly spending cap", "prepayment credits are depleted"], kind: "quota" },
   { status: [429], messages: ["limit: 0,"], kind: "auth" },
   {
     status: [429],
