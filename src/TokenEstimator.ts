@@ -115,8 +115,9 @@ export interface Options {
  * **Details**
  *
  * A request is measured as a quarter of the characters of all strings in its parameters, however deep, or by a
- * `counter`. Object keys and bytes count nothing, a base64 data URL counts 1,000 tokens, an object that appears twice
- * counts once, and no request counts less than 1.
+ * `counter`. Object keys and bytes count nothing, and no request counts less than 1. An object that appears twice counts
+ * once. A file counts 1,000 tokens: a base64 data URL, or a string of more than 4,000 characters that is base64 and
+ * nothing else.
  *
  * - Input: `measure × (ratio + deviations × deviation) + fixedTokens`, rounded up, at least 1. `ratio` and `deviation`
  *   are the moving mean and standard deviation of actual over measured tokens; the newest observation weighs a
@@ -139,7 +140,7 @@ export interface Options {
  *
  * Until it has learned, a quarter of the characters is about 10 % low for English prose at 3.6 characters per token,
  * 20 % for tables and markup, and two to four times too low for Chinese, Japanese and Korean (1 to 2 characters per
- * token) and for base64 and identifiers (1.5 to 2). Code lies on either side, by its indentation. One deviation covers
+ * token) and for base64 among other text and identifiers (1.5 to 2). Code lies on either side, by its indentation. One deviation covers
  * about five requests of six, not all. An output cut off by `maxOutputTokens` is learned as it is: keep requests with
  * different maxima apart by labels.
  *

@@ -13,6 +13,12 @@ const generator = (seed: number) => {
 
 const text = (characters: number) => "x".repeat(Math.max(1, Math.round(characters)))
 
+/** A file of random bytes. */
+const base64 = (bytes: number, encoding: "base64" | "base64url" = "base64") => {
+  const { between } = random(bytes)
+  return Buffer.from(Array.from({ length: bytes }, () => between(0, 255))).toString(encoding)
+}
+
 const make = (options?: TokenEstimator.Options) => TokenEstimator.learned(options).make("model")
 
 /** Asks and then tells, for each request in turn; what was estimated and what was used, after a warm-up. */
@@ -58,6 +64,38 @@ describe("learned input", () => {
       [{ image: `data:image/png;base64,${text(100_000)}`, prompt: text(400) }, 1100]
     ] as const
     for (const [params, tokens] of sizes) assert.strictEqual(make().estimate({ params }).inputTokens, tokens)
+  })
+
+  it("is 1,000 tokens for a file in base64, wherever it is", () => {
+    const files = [
+      { source: { type: "base64", media_type: "image/png", data: base64(100_000) } },
+      { parts: [{ inlineData: { mimeType: "image/png", data: base64(100_001) } }] },
+      { type: "input_audio", input_audio: { format: "mp3", data: base64(100_002) } },
+      // A second of silence first.
+      { format: "pcm16", data: "A".repeat(64_000) + base64(90_000) },
+      [base64(100_000, "base64url")],
+      base64(3001)
+    ]
+    // With a few for the words that say what it is.
+    for (const options of [undefined, { atLeastCharacters: true }, { counter: (text: string) => text.length / 4 }]) {
+      for (const file of files) {
+        assert.approximately(make(options).estimate({ params: [file, text(400)] }).inputTokens, 1102, 4)
+      }
+    }
+  })
+
+  it("is that of a text for a short base64, and for what is base64 in part or by chance", () => {
+    const texts = [
+      base64(3000),
+      `Decode ${base64(30_000)}`,
+      `${base64(30_000)}\n`,
+      "x".repeat(40_000),
+      "DEADBEEF01".repeat(1000),
+      "deadbeef01".repeat(1000)
+    ]
+    for (const each of texts) {
+      assert.strictEqual(make().estimate({ params: each }).inputTokens, Math.ceil(each.length / 4))
+    }
   })
 
   it("never throws, whatever the parameters and labels are", () => {

@@ -7,8 +7,8 @@ import { RecentQuantile } from "./quantile.ts"
 import { show } from "./settings.ts"
 
 const charactersPerToken = 4
-/** A file in a data URL is not text to the provider: about one image, whatever its length. */
-const dataUrlTokens = 1000
+/** A file in base64 is not text to the provider: about one image, whatever its length. */
+const fileTokens = 1000
 /** Characters of one request that go through a counter; the others are taken to be like them. */
 const countedCharacters = 65_536
 const defaultOutputTokens = 1024
@@ -28,6 +28,11 @@ interface Measure {
 
 const isDataUrl = (text: string): boolean => text.startsWith("data:") && text.slice(0, 256).includes(";base64,")
 
+/** Whether it is base64 and nothing else, with letters of both cases and digits. A short one counts no more as text. */
+const isBase64 = (text: string): boolean =>
+  text.length > fileTokens * charactersPerToken
+  && !/[^\w+/=-]/.test(text) && /[a-z]/.test(text) && /[A-Z]/.test(text) && /\d/.test(text)
+
 /**
  * All strings of a value; object keys and bytes not counted. What throws when it is read is not counted either. Safe on
  * cycles: an object counts once, wherever it appears.
@@ -42,7 +47,7 @@ export const measure = (value: unknown, counter?: (text: string) => number): Mea
   while (open.length > 0) {
     const next = open.pop()
     if (typeof next === "string") {
-      if (isDataUrl(next)) {
+      if (isDataUrl(next) || isBase64(next)) {
         files++
         continue
       }
@@ -64,8 +69,8 @@ export const measure = (value: unknown, counter?: (text: string) => number): Mea
   }
   const rate = counted === 0 ? 1 / charactersPerToken : tokens / counted
   return {
-    characters: characters + files * dataUrlTokens * charactersPerToken,
-    tokens: tokens + (characters - counted) * rate + files * dataUrlTokens
+    characters: characters + files * fileTokens * charactersPerToken,
+    tokens: tokens + (characters - counted) * rate + files * fileTokens
   }
 }
 

@@ -55,6 +55,17 @@ describe("pitfalls: token accounting", () => {
       }).pipe(Effect.provide(Manager)))
   }
 
+  it.effect("an image whose characters are more than the limit is not too large", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<object, string>("image", { rateLimiters: [RateLimiter.itpm(50_000)] })
+      yield* manager.registerQueue(Model, () => Effect.succeed("ok"))
+      const data = `iVBORw0KGgo${"A".repeat(1_000_000)}`
+      const image = { type: "image", source: { type: "base64", media_type: "image/png", data } }
+      yield* manager.submitRequest(QueueRequest.make(Model, { params: image }))
+      assert.deepStrictEqual(yield* used(manager, Model), [1005])
+    }).pipe(Effect.provide(Manager)))
+
   it.effect("a refund ends with its charge, so that no window ever admits more than its limit", () =>
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager
