@@ -205,12 +205,14 @@ export interface Options<P, A> {
   readonly usage?: ((result: A) => Usage) | undefined
   /**
    * The tokens of a request whose caller gave no figures. What it leaves out is estimated by the `estimator`. Only asked
-   * when a limit counts tokens. `maxOutputTokens` is what is sent to the provider as `max_tokens`. Not asked when the
-   * request gives both estimates: then its `maxOutputTokens` must be its own.
+   * when a limit counts tokens. `maxOutputTokens` is what is sent to the provider as `max_tokens`, `cachedInputTokens`
+   * those of the input tokens that it is sure to read from its cache: none when left out, for they are never guessed. Not
+   * asked when the request gives input and output: then its maximum and what is cached must be its own.
    */
   readonly estimate?:
     | ((params: P) => {
       readonly inputTokens?: number | undefined
+      readonly cachedInputTokens?: number | undefined
       readonly outputTokens?: number | undefined
       readonly maxOutputTokens?: number | undefined
     })

@@ -379,7 +379,8 @@ export const azure: ProviderProfile = {
  *
  * - **Counts** with buckets that refill all the time.
  * - **Charges** input when the request arrives, and output as it is produced: `max_tokens` costs nothing.
- * - **Corrects** the input to what it was, without what came from the cache.
+ * - **Corrects** the input to what it was, without what came from the cache. Give `estimatedCachedInputTokens` where
+ *   that is most of a prompt, so that it is not reserved.
  * - **Refused** requests are not charged here; whether they count is unverified.
  * - **Headers** `anthropic-ratelimit-*` on every response, tokens rounded to thousands. Those of all tokens together
  *   repeat the narrowest of the limits and are not read, nor are those of the priority and fast modes.

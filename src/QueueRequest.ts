@@ -20,6 +20,12 @@ export interface RequestOptions {
   readonly id?: string | undefined
   /** Tokens, at least 0; a fraction is rounded up. When left out, the model's `estimate` or default policy decides. */
   readonly estimatedInputTokens?: number | undefined
+  /**
+   * Those of the input tokens that the provider is sure to read from its cache, at least 0. Limits that do not count
+   * them, such as Anthropic's, do not reserve them. Not for Bedrock, which counts them on arrival and gives them back at
+   * the end. When left out, the model's `estimate`, or none.
+   */
+  readonly estimatedCachedInputTokens?: number | undefined
   /** Tokens, at least 0; a fraction is rounded up. When left out, the model's `estimate` or default policy decides. */
   readonly estimatedOutputTokens?: number | undefined
   /**
@@ -67,7 +73,13 @@ export interface RequestOptions {
 export interface EstimateOptions<P> extends
   Pick<
     RequestOptions,
-    "estimatedInputTokens" | "estimatedOutputTokens" | "maxOutputTokens" | "labels" | "priority" | "tenant"
+    | "estimatedInputTokens"
+    | "estimatedCachedInputTokens"
+    | "estimatedOutputTokens"
+    | "maxOutputTokens"
+    | "labels"
+    | "priority"
+    | "tenant"
   >
 {
   /** What tokens are estimated from where they are not given. */

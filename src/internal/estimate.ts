@@ -25,6 +25,7 @@ export const estimate = (
     readonly params?: unknown
     readonly labels?: Readonly<Record<string, string>> | undefined
     readonly estimatedInputTokens?: number | undefined
+    readonly estimatedCachedInputTokens?: number | undefined
     readonly estimatedOutputTokens?: number | undefined
     readonly maxOutputTokens?: number | undefined
   },
@@ -38,6 +39,7 @@ export const estimate = (
     return 0
   }
   let inputTokens = read("estimatedInputTokens", request.estimatedInputTokens)
+  let cachedInputTokens = read("estimatedCachedInputTokens", request.estimatedCachedInputTokens)
   let outputTokens = read("estimatedOutputTokens", request.estimatedOutputTokens)
   let maxOutputTokens = read("maxOutputTokens", request.maxOutputTokens)
   const guessed = {
@@ -50,8 +52,14 @@ export const estimate = (
       try {
         const given = config.estimate(request.params)
         if (typeof given === "object" && given !== null) {
-          const tokens: { inputTokens?: unknown; outputTokens?: unknown; maxOutputTokens?: unknown } = given
+          const tokens: {
+            inputTokens?: unknown
+            cachedInputTokens?: unknown
+            outputTokens?: unknown
+            maxOutputTokens?: unknown
+          } = given
           inputTokens ??= read("estimate(params).inputTokens", tokens.inputTokens)
+          cachedInputTokens ??= read("estimate(params).cachedInputTokens", tokens.cachedInputTokens)
           outputTokens ??= read("estimate(params).outputTokens", tokens.outputTokens)
           maxOutputTokens ??= read("estimate(params).maxOutputTokens", tokens.maxOutputTokens)
         }
@@ -63,12 +71,12 @@ export const estimate = (
       const learned = estimator.estimate({ params: request.params, labels: request.labels, maxOutputTokens })
       observe = learned.observe
       // What was learned never makes a request too large that by its characters alone is not.
-      inputTokens ??= clamp(learned.inputTokens, request.params, config.limits)
+      inputTokens ??= clamp(learned.inputTokens, cachedInputTokens ?? 0, request.params, config.limits)
       if (outputTokens === undefined) {
         outputTokens = learned.outputTokens
         for (const limit of config.limits) {
           if (limit.charging.output === "maximum" && maxOutputTokens !== undefined) continue
-          const left = limit.limit - charge(limit, { inputTokens, outputTokens: 0 })
+          const left = limit.limit - charge(limit, { inputTokens, cachedInputTokens, outputTokens: 0 })
           const each = charge(limit, { inputTokens: 0, outputTokens: 1 })
           if (countsTokens(limit) && each > 0) {
             outputTokens = Math.min(outputTokens, Math.max(0, Math.floor(left / each)))
@@ -77,14 +85,29 @@ export const estimate = (
       }
     }
   }
-  return { inputTokens: inputTokens ?? 0, outputTokens: outputTokens ?? 0, maxOutputTokens, guessed, observe }
+  return {
+    inputTokens: inputTokens ?? 0,
+    // More than all of it would be taken from what others count.
+    cachedInputTokens: cachedInputTokens === undefined ? undefined : Math.min(cachedInputTokens, inputTokens ?? 0),
+    outputTokens: outputTokens ?? 0,
+    maxOutputTokens,
+    guessed,
+    observe
+  }
 }
 
-const clamp = (learned: number, params: unknown, limits: ReadonlyArray<RateLimiter.Limit>): number => {
+const clamp = (
+  learned: number,
+  cached: number,
+  params: unknown,
+  limits: ReadonlyArray<RateLimiter.Limit>
+): number => {
   let most = Number.POSITIVE_INFINITY
   for (const limit of limits) {
     const each = countsTokens(limit) ? charge(limit, { inputTokens: 1, outputTokens: 0 }) : 0
-    if (each > 0) most = Math.min(most, Math.floor(limit.limit / each))
+    if (each === 0) continue
+    const left = limit.limit - charge(limit, { inputTokens: cached, cachedInputTokens: cached, outputTokens: 0 })
+    most = Math.min(most, cached + Math.floor(left / each))
   }
   return learned > most && measure(params).tokens <= most ? most : learned
 }

@@ -19,9 +19,18 @@ import { Heap, type Node } from "./heap.ts"
 interface Sum {
   requests: number
   inputTokens: number
+  cachedInputTokens: number
   outputTokens: number
   maxOutputTokens: number
 }
+
+const emptySum = (): Sum => ({
+  requests: 0,
+  inputTokens: 0,
+  cachedInputTokens: 0,
+  outputTokens: 0,
+  maxOutputTokens: 0
+})
 
 export interface Tenant {
   readonly id: string | undefined
@@ -40,13 +49,14 @@ export interface Tenant {
 
 const count = ({ sums }: Tenant, { cost, headStart }: Entry, by: 1 | -1): void => {
   let sum = sums.get(headStart)
-  if (sum === undefined) sums.set(headStart, sum = { requests: 0, inputTokens: 0, outputTokens: 0, maxOutputTokens: 0 })
+  if (sum === undefined) sums.set(headStart, sum = emptySum())
   sum.requests += by
   if (sum.requests === 0) {
     sums.delete(headStart)
     return
   }
   sum.inputTokens += by * cost.inputTokens
+  sum.cachedInputTokens += by * (cost.cachedInputTokens ?? 0)
   sum.outputTokens += by * cost.outputTokens
   sum.maxOutputTokens += by * (cost.maxOutputTokens ?? cost.outputTokens)
 }
@@ -132,10 +142,11 @@ export class Scheduler {
    * start are left out.
    */
   ahead(id: string | undefined, headStart: number, others: boolean): Sum {
-    const ahead: Sum = { requests: 0, inputTokens: 0, outputTokens: 0, maxOutputTokens: 0 }
+    const ahead = emptySum()
     const add = (sum: Sum, part: number) => {
       ahead.requests += sum.requests * part
       ahead.inputTokens += sum.inputTokens * part
+      ahead.cachedInputTokens += sum.cachedInputTokens * part
       ahead.outputTokens += sum.outputTokens * part
       ahead.maxOutputTokens += sum.maxOutputTokens * part
     }

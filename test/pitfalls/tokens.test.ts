@@ -66,6 +66,91 @@ describe("pitfalls: token accounting", () => {
       assert.deepStrictEqual(yield* used(manager, Model), [1005])
     }).pipe(Effect.provide(Manager)))
 
+  describe("input that is sure to come from the cache", () => {
+    const uncached = (limit: number) => RateLimiter.itpm(limit, { charging: { cachedInput: false } })
+    const cached = (input: number, cachedInput: number, output = 0) => ({
+      ...estimate(input, output),
+      estimatedCachedInputTokens: cachedInput
+    })
+
+    it.effect("is reserved by no limit that does not count it, at its price by a budget, and in full by the others", () =>
+      Effect.gen(function*() {
+        const manager = yield* QueueManager.QueueManager
+        const price = { input: 10, cachedInput: 1, output: 0 }
+        const Model = ModelConfig.makeUntyped<string, string>("cached", {
+          rateLimiters: [uncached(50_000), RateLimiter.tpm(50_000), RateLimiter.budget(10, { price })],
+          estimate: (params) => ({ inputTokens: 30_000, cachedInputTokens: Number(params), outputTokens: 0 })
+        })
+        yield* manager.registerQueue(Model, () => Effect.never)
+        yield* submit(manager, Model, "29000")
+        yield* TestClock.adjust(0)
+        assert.deepStrictEqual(yield* used(manager, Model), [1000, 30_000, 0.039])
+        // What the request says goes first.
+        yield* submit(manager, Model, "0", cached(20_000, 19_500))
+        yield* TestClock.adjust(0)
+        assert.deepStrictEqual((yield* used(manager, Model)).slice(0, 2), [1500, 50_000])
+      }).pipe(Effect.provide(Manager)))
+
+    it.effect("lets through a prompt that is larger than the limit, given or guessed", () =>
+      Effect.gen(function*() {
+        const manager = yield* QueueManager.QueueManager
+        const Model = ModelConfig.makeUntyped<string, string>("large-prompt", { rateLimiters: [uncached(50_000)] })
+        yield* manager.registerQueue(Model, () => Effect.never)
+        yield* submit(manager, Model, "a", cached(60_000, 59_000))
+        yield* submit(manager, Model, "x".repeat(240_000), { estimatedCachedInputTokens: 58_000 })
+        yield* TestClock.adjust(0)
+        assert.deepStrictEqual(yield* used(manager, Model), [3000])
+        const error = yield* Effect.flip(submit(manager, Model, "x".repeat(240_000)))
+        assert.strictEqual(error._tag, "RequestTooLarge")
+      }).pipe(Effect.provide(Manager)))
+
+    it.effect("is charged when it did not, and what comes after waits for the debt", () =>
+      Effect.gen(function*() {
+        const manager = yield* QueueManager.QueueManager
+        const Model = ModelConfig.makeUntyped<string, string>("expired", {
+          rateLimiters: [uncached(50_000)],
+          usage: () => tokens(41_000)
+        })
+        const started: Array<string> = []
+        yield* manager.registerQueue(Model, (request) => Effect.sync(() => (started.push(request.params), "ok")))
+        yield* submit(manager, Model, "a", cached(41_000, 40_000))
+        yield* TestClock.adjust(0)
+        assert.deepStrictEqual(yield* used(manager, Model), [41_000])
+        yield* submit(manager, Model, "b", cached(10_000, 0))
+        yield* TestClock.adjust("59 seconds")
+        assert.deepStrictEqual(started, ["a"])
+        yield* TestClock.adjust("1 second")
+        assert.deepStrictEqual(started, ["a", "b"])
+      }).pipe(Effect.provide(Manager)))
+
+    it.effect("delays nobody behind it, and nobody's wait is taken to be longer", () =>
+      Effect.gen(function*() {
+        const manager = yield* QueueManager.QueueManager
+        const Model = ModelConfig.makeUntyped<string, string>("wait", {
+          rateLimiters: [uncached(50_000), RateLimiter.concurrent(1)]
+        })
+        yield* manager.registerQueue(Model, () => Effect.never)
+        for (let i = 0; i < 10; i++) yield* submit(manager, Model, "a", cached(41_000, 40_000))
+        // More than all of the input is all of it.
+        for (let i = 0; i < 10; i++) yield* submit(manager, Model, "b", cached(1000, 1e9))
+        yield* TestClock.adjust(0)
+        const wait = yield* manager.estimateWait(Model, cached(41_000, 40_000))
+        assert.strictEqual(Duration.toMillis(wait), 0)
+        const full = yield* manager.estimateWait(Model, estimate(41_000))
+        assert.strictEqual(Duration.toMillis(full), 60_000)
+      }).pipe(Effect.provide(Manager)))
+
+    it.effect("must be a number of tokens", () =>
+      Effect.gen(function*() {
+        const manager = yield* QueueManager.QueueManager
+        const Model = ModelConfig.makeUntyped<string, string>("nonsense", { rateLimiters: [uncached(50_000)] })
+        yield* manager.registerQueue(Model, () => Effect.never)
+        const error = yield* Effect.flip(submit(manager, Model, "a", cached(10, Number.NaN)))
+        assert(error._tag === "InvalidRequest")
+        assert.match(error.problems.join(), /^estimatedCachedInputTokens: expected a number of tokens/)
+      }).pipe(Effect.provide(Manager)))
+  })
+
   it.effect("a refund ends with its charge, so that no window ever admits more than its limit", () =>
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager

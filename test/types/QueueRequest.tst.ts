@@ -84,6 +84,7 @@ describe("QueueRequest.make", () => {
       params,
       id: undefined,
       estimatedInputTokens: undefined,
+      estimatedCachedInputTokens: undefined,
       estimatedOutputTokens: undefined,
       priority: undefined,
       timeout: undefined,
