@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Effect, Schema } from "effect"
-import { ModelConfig, QueueManager, RateLimiter } from "effect-llm-queue"
+import { ModelConfig, ProviderProfile, QueueManager, RateLimiter } from "effect-llm-queue"
 
 type Options = ModelConfig.Options<string, string> & ModelConfig.Limits
 
@@ -223,6 +223,82 @@ describe("ModelConfig", () => {
         assert.strictEqual(exit._tag === "Success" && exit.value._tag, "InvalidConfiguration", JSON.stringify(option))
       }
     }).pipe(Effect.provide(QueueManager.layer)))
+
+  it.effect("a profile is checked down to its last rule", () =>
+    Effect.gen(function*() {
+      const { facts: _, ...openai } = ProviderProfile.openai
+      const problems = (provider: unknown) => problemsOf({ rateLimiters: "unlimited", provider })
+      for (const profile of Object.values(ProviderProfile).filter((each) => typeof each === "object")) {
+        assert.deepStrictEqual(yield* problems(profile), [], profile.name)
+      }
+      assert.deepStrictEqual(yield* problems({ ...openai, estimation: undefined, limits: { rpm: undefined } }), [])
+      assert.deepStrictEqual(
+        yield* problems({
+          name: 1,
+          margin: "soon",
+          limits: { rpm: 5, tpm: { charging: "all" } },
+          estimation: "none",
+          headers: [
+            { types: "rpm", limit: 1, asOf: "now", resetFormat: "go", rounding: 0, unset: -1, zeroLimit: 0 },
+            1
+          ],
+          retryAfter: [{ header: 1, format: "date" }, {}],
+          errors: [
+            { status: 429, codes: [429], messages: "no", headers: { a: 1 }, kind: "other", types: ["rpx"] },
+            { codes: ["a"] }
+          ],
+          limitNames: [{ includes: [1], codes: "a", types: undefined, ignoresHint: "yes" }]
+        }),
+        [
+          "provider.name: expected string, got 1",
+          "provider.limits.rpm: expected object | undefined, got 5",
+          "provider.limits.tpm.charging: expected object | undefined, got \"all\"",
+          "provider.estimation: expected object | undefined, got \"none\"",
+          "provider.headers[0].types: expected array, got \"rpm\"",
+          "provider.headers[0].limit: expected string | undefined, got 1",
+          "provider.headers[0].asOf: expected \"arrival\" | \"response\", got \"now\"",
+          "provider.headers[0].resetFormat: expected \"duration\" | \"seconds\" | \"millis\" | \"instant\" | \"any\", got \"go\"",
+          "provider.headers[0].rounding: expected a value greater than 0, got 0",
+          "provider.headers[0].unset: expected array | undefined, got -1",
+          "provider.headers[0].zeroLimit: expected \"ignored\" | \"notAllowed\" | undefined, got 0",
+          "provider.headers[1]: expected object, got 1",
+          "provider.retryAfter[0].header: expected string, got 1",
+          "provider.retryAfter[0].format: expected \"duration\" | \"seconds\" | \"millis\" | \"instant\" | \"any\", got \"date\"",
+          "provider.retryAfter[1].header: missing key",
+          "provider.retryAfter[1].format: missing key",
+          "provider.errors[0].status: expected array | undefined, got 429",
+          "provider.errors[0].codes[0]: expected string, got 429",
+          "provider.errors[0].messages: expected array | undefined, got \"no\"",
+          "provider.errors[0].headers.a: expected string | true, got 1",
+          "provider.errors[0].kind: expected \"rate\" | \"ramp\" | \"overload\" | \"transient\" | \"quota\" | \"tooLarge\" | \"auth\", "
+          + "got \"other\"",
+          "provider.errors[0].types[0]: expected \"rpm\" | \"rpd\" | \"tpm\" | \"tpd\" | \"itpm\" | \"otpm\" | \"concurrent\" | "
+          + "\"budget\", got \"rpx\"",
+          "provider.errors[1].kind: missing key",
+          "provider.limitNames[0].includes[0]: expected string, got 1",
+          "provider.limitNames[0].codes: expected array | undefined, got \"a\"",
+          "provider.limitNames[0].types: expected array, got undefined",
+          "provider.limitNames[0].ignoresHint: expected boolean | undefined, got \"yes\"",
+          "provider.margin: expected a duration, got \"soon\""
+        ]
+      )
+      const broken = {
+        get name(): string {
+          throw new Error("no")
+        }
+      }
+      assert.deepStrictEqual(yield* problems({ ...openai, errors: [broken] }), [
+        "provider.errors[0].kind: missing key"
+      ])
+      assert.deepStrictEqual(yield* problems(broken), ["provider: could not be read: Error: no"])
+      for (const value of hostile) {
+        for (const name of Object.keys(openai)) {
+          const found = yield* problems({ ...openai, [name]: value })
+          for (const problem of found) assert.match(problem, /^provider[.]/)
+        }
+        assert.isAtLeast((yield* problems({ ...openai, errors: [{ status: [429], kind: value }] })).length, 1)
+      }
+    }))
 
   it("constructors are pure and never throw", () => {
     for (const value of hostile) {

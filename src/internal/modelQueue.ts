@@ -1084,16 +1084,24 @@ export const make = Effect.fnUntraced(function*(
 
   /** After the fiber of the attempt has ended, and its children with it. */
   const finish = (entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): Effect.Effect<void> => {
+    let unread: Effect.Effect<unknown> = Effect.void
     if (gate !== undefined) {
-      const failure = Exit.isSuccess(exit) ? undefined : readFailure(exit.cause, gate)
+      let failure: ReturnType<typeof readFailure>
+      try {
+        failure = Exit.isSuccess(exit) ? undefined : readFailure(exit.cause, gate)
+      } catch (error) {
+        // Then it is not the provider's.
+        unread = survived(() => Effect.die(error))
+      }
       if (Exit.isFailure(exit) && failure !== undefined) return finishRefused(entry, exit.cause, failure, gate)
       if (Exit.isSuccess(exit)) gate.answered(entry, true, now())
       else gate.ended(entry)
     }
     const outcome = entry.outcome === undefined ? entry.produced = outcomeOf(entry, exit) : entry.outcome
-    return survived(() =>
+    const settled = survived(() =>
       Effect.flatMap(readUsage(exit), (usage) => usage === undefined ? Effect.void : settle(entry, usage))
     )
+    return Effect.andThen(unread, settled)
       .pipe(
         Effect.andThen(survived(() => limiter.complete(entry.reservation!))),
         Effect.andThen(survived(() => returnPermit(entry))),

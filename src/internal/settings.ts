@@ -12,6 +12,7 @@ import type * as QueueResponse from "../QueueResponse.ts"
 import type * as RateLimiter from "../RateLimiter.ts"
 import type * as TokenEstimator from "../TokenEstimator.ts"
 import { keptPart } from "./limitState.ts"
+import { checkProfile } from "./provider/check.ts"
 
 /** A model's configuration, checked, with every default filled in and every duration in milliseconds. */
 export interface Settings {
@@ -576,11 +577,20 @@ const defaultSchedule: ProviderSettings["schedule"] = Schedule.max([
   Schedule.recurs(5)
 ]).pipe(Schedule.jittered)
 
-const isProfile = (value: unknown): value is ProviderProfile.ProviderProfile => {
-  if (typeof value !== "object" || value === null) return false
-  const profile: { readonly [K in keyof ProviderProfile.ProviderProfile]?: unknown } = value
-  return typeof profile.name === "string" && typeof profile.limits === "object" && profile.limits !== null
-    && [profile.headers, profile.errors, profile.retryAfter, profile.limitNames].every(Array.isArray)
+const isProfile = (provider: unknown, problems: Array<string>): provider is ProviderProfile.ProviderProfile => {
+  if (typeof provider !== "object" || provider === null) {
+    problems.push(`provider: expected a profile such as ProviderProfile.openai, got ${show(provider)}`)
+    return false
+  }
+  const before = problems.length
+  try {
+    problems.push(...checkProfile(provider))
+    const { margin }: { readonly margin?: unknown } = provider
+    if (millis(margin) === undefined) problems.push(`provider.margin: expected a duration, got ${show(margin)}`)
+  } catch (error) {
+    problems.push(`provider: could not be read: ${show(error)}`)
+  }
+  return problems.length === before
 }
 
 const resolveProvider = (
@@ -594,10 +604,7 @@ const resolveProvider = (
     else if (provider === undefined) problems.push(`${name}: needs a provider, which tells failures apart`)
   }
   if (provider === undefined) return undefined
-  if (!isProfile(provider)) {
-    problems.push(`provider: expected a profile such as ProviderProfile.openai, got ${show(provider)}`)
-    return undefined
-  }
+  if (!isProfile(provider, problems)) return undefined
   const span = (name: string, value: unknown, otherwise: number): number => {
     const parsed = value === undefined ? otherwise : millis(value)
     if (parsed !== undefined && parsed > 0 && parsed <= maxPeriod) return parsed

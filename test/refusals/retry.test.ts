@@ -1035,6 +1035,33 @@ describe("a broken limiter", () => {
     }).pipe(Effect.provide(Manager)))
 })
 
+describe("a profile that breaks after its registration", () => {
+  it.effect("says nothing about a failure, which is told in the log: the failure ends its request, and its permit is free", () => {
+    const logged: Array<string> = []
+    const recorder = Logger.make(({ logLevel, message }) => {
+      if (logLevel === "Error") logged.push(String(message))
+    })
+    return Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const errors = [...profile.errors]
+      const Model = model("breaks-later", {
+        provider: { ...profile, errors },
+        rateLimiters: [RateLimiter.concurrent(1)]
+      })
+      yield* manager.registerQueue(Model, scripted({ a: [overload()] }).processor)
+      errors.unshift({ codes: [429 as never], kind: "rate" })
+      const a = yield* start(Effect.exit(manager.submit(Model, "a")))
+      const b = yield* start(manager.submit(Model, "b"))
+      yield* TestClock.adjust(minute)
+      assert.strictEqual(tagOf(yield* Fiber.join(a)), "HttpFailure")
+      assert.deepInclude(yield* Fiber.join(b), { result: "b", attempts: 1 })
+      assert.deepStrictEqual(yield* left("breaks-later"), nothing)
+      assert.strictEqual(logged.length, 1)
+      assert.include(logged[0], "breaks-later")
+    }).pipe(Effect.provide([Manager, Logger.layer([recorder])]))
+  })
+})
+
 describe("refusals among other requests", () => {
   it.effect("a request that a running one has submitted and awaits, refused for overload, does not wait for that one to end", () =>
     Effect.gen(function*() {
