@@ -129,7 +129,7 @@ const className = (node: object): ReadonlyArray<string> => {
   return names
 }
 
-/** The members of a list, or of a map with one entry for each kind of event. */
+/** The members of a map with one entry for each kind of event, as Bedrock streams them. */
 const exceptions = (node: object): ReadonlyArray<string> => {
   try {
     return Object.keys(node).slice(0, maxElements).filter((key) => key.endsWith("Exception"))

@@ -2,6 +2,7 @@
  * Durations and instants as providers write them. Every function gives milliseconds, or `undefined` for whatever is
  * not understood: nothing here throws or gives NaN, and its work is bounded however long the text is.
  */
+import * as DateTime from "effect/DateTime"
 import type * as ProviderProfile from "../../ProviderProfile.ts"
 
 /** A time to wait that is longer is no rate limit of a minute or a day: more likely a bug or an attack. */
@@ -68,20 +69,6 @@ export const seconds = (text: unknown): number | undefined => scaled(text, 1000)
 /** A plain number of milliseconds. */
 export const millis = (text: unknown): number | undefined => scaled(text, 1)
 
-/** Days from 1970-01-01 in the Gregorian calendar; `undefined` when the month has no such day. */
-const days = (year: number, month: number, day: number): number | undefined => {
-  const leap = (year % 4 === 0 && year % 100 !== 0) || year % 400 === 0
-  const length = month === 2 ? (leap ? 29 : 28) : month === 4 || month === 6 || month === 9 || month === 11 ? 30 : 31
-  if (month < 1 || month > 12 || day < 1 || day > length) return undefined
-  // Years that begin in March put the leap day last.
-  const y = month <= 2 ? year - 1 : year
-  const era = Math.floor(y / 400)
-  const yearOfEra = y - era * 400
-  const dayOfYear = Math.floor((153 * (month + (month > 2 ? -3 : 9)) + 2) / 5) + day - 1
-  return era * 146_097 + yearOfEra * 365 + Math.floor(yearOfEra / 4) - Math.floor(yearOfEra / 100) + dayOfYear
-    - 719_468
-}
-
 const epochMillis = (
   year: number,
   month: number,
@@ -90,10 +77,12 @@ const epochMillis = (
   minute: number,
   second: number
 ): number | undefined => {
-  const date = days(year, month, day)
+  const date = DateTime.makeUnsafe({ year, month, day })
+  // A month or a day that does not exist has become another one.
+  if (DateTime.getPartUtc(date, "month") !== month || DateTime.getPartUtc(date, "day") !== day) return undefined
   // A leap second is written as the sixtieth.
-  if (date === undefined || hour > 23 || minute > 59 || second > 60) return undefined
-  return date * 86_400_000 + hour * 3_600_000 + minute * 60_000 + second * 1000
+  if (hour > 23 || minute > 59 || second > 60) return undefined
+  return date.epochMilliseconds + hour * 3_600_000 + minute * 60_000 + second * 1000
 }
 
 const rfc3339Shape = /^(\d{4})-(\d{2})-(\d{2})[Tt ](\d{2}):(\d{2}):(\d{2})(\.\d{1,9})?(?:[Zz]|([+-])(\d{2}):(\d{2}))$/
