@@ -73,7 +73,8 @@ export const layer: Layer.Layer<never, never, Persistence.BackingPersistence> = 
           set: (key, result, ttl) =>
             Effect.flatMap(
               Effect.all([hashed(key), encode(result)]),
-              ([hash, encoded]) => store.set(hash, { result: encoded }, Duration.millis(ttl))
+              ([hash, encoded]) =>
+                store.set(hash, { result: encoded }, Number.isFinite(ttl) ? Duration.millis(ttl) : undefined)
             ).pipe(
               Effect.catchCause((cause) => Effect.logWarning(`A result of model ${modelId} cannot be kept`, cause))
             )

@@ -52,8 +52,9 @@ const memory = ({ count }: Options): Effect.Effect<ResultStore> =>
     return {
       get: (key) =>
         Effect.sync(() => {
+          expire()
           const found = kept.get(key)
-          return found !== undefined && found.until > now() ? Option.some(found.result) : Option.none()
+          return found === undefined ? Option.none() : Option.some(found.result)
         }),
       set: (key, result, ttl) =>
         Effect.sync(() => {

@@ -380,7 +380,14 @@ export const make = (
     const problems = [...config.checkParams(request.params)]
     const labelProblem = request.labels === undefined ? undefined : settings.checkLabels(request.labels)
     if (labelProblem !== undefined) problems.push(`labels: ${labelProblem}`)
-    for (const name of ["estimatedInputTokens", "estimatedOutputTokens", "maxOutputTokens"] as const) {
+    for (
+      const name of [
+        "estimatedInputTokens",
+        "estimatedCachedInputTokens",
+        "estimatedOutputTokens",
+        "maxOutputTokens"
+      ] as const
+    ) {
       const tokens = request[name] === undefined ? 0 : settings.tokens(request[name])
       if (typeof tokens === "string") problems.push(`${name}: ${tokens}`)
     }

@@ -638,12 +638,38 @@ const resolveEstimator = (
   return undefined
 }
 
-/** JSON in which the order of an object's keys does not matter. */
-const canonical = (value: unknown): string =>
-  JSON.stringify(value, (_, part: unknown) =>
-    typeof part === "object" && part !== null && !Array.isArray(part)
-      ? Object.fromEntries(Object.entries(part).toSorted(([a], [b]) => a < b ? -1 : a > b ? 1 : 0))
-      : part)
+/** A text that tells values apart, but for the order of an object's keys; `exotic` is for what JSON has no word for. */
+const canonical = (value: unknown, exotic: (value: object) => string): string => {
+  if (typeof value === "string") return JSON.stringify(value)
+  if (typeof value === "bigint") return `${value}n`
+  if (Object.is(value, -0)) return "-0"
+  if (typeof value === "function") return exotic(value)
+  // Throws for a symbol.
+  if (typeof value !== "object" || value === null) return `${value as undefined}`
+  if (Array.isArray(value)) return `[${Array.from(value, (item) => canonical(item, exotic)).join()}]`
+  const prototype: unknown = Object.getPrototypeOf(value)
+  if (prototype !== Object.prototype && prototype !== null) return exotic(value)
+  const parts = Object.entries(value)
+    .filter(([, part]) => part !== undefined)
+    .toSorted(([a], [b]) => a < b ? -1 : a > b ? 1 : 0)
+    .map(([name, part]) => `${JSON.stringify(name)}:${canonical(part, exotic)}`)
+  return `{${parts.join()}}`
+}
+
+const noJson = (value: object): never => {
+  throw new TypeError(`${show(value)} is not JSON`)
+}
+
+/**
+ * The key of parameters and of what a schema encodes them to. A schema can encode different ones alike (a union of
+ * numbers and texts has `NaN` and `"NaN"`, and parameters may have fields that it does not know), and never are
+ * different ones to share.
+ */
+const paramsKey = (params: unknown, encoded: unknown): string => {
+  const key = canonical(encoded, noJson)
+  const given = canonical(params, (value) => Object.prototype.toString.call(value))
+  return key === given ? key : `${key} ${given}`
+}
 
 const resolveDeduplicate = (
   definition: ModelConfig.Definition,
@@ -690,7 +716,7 @@ const resolveDeduplicate = (
     keyOf: (params) => {
       try {
         const exit = encode(params)
-        if (Exit.isSuccess(exit)) return canonical(exit.value)
+        if (Exit.isSuccess(exit)) return paramsKey(params, exit.value)
         return { problem: `params: they cannot be encoded: ${show(Cause.squash(exit.cause))}` }
       } catch (error) {
         return { problem: `params: they cannot be encoded: ${show(error)}` }

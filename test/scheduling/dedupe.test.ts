@@ -307,12 +307,13 @@ describe("requests with one key, among others", () => {
             [Number.NaN, {}],
             [1, { timeout: -1 }],
             [1, { processingTimeout: -1 }],
-            [1, { estimatedInputTokens: -1 }]
+            [1, { estimatedInputTokens: -1 }],
+            [1, { estimatedCachedInputTokens: -1 }]
           ] as const
         ) tags.push((yield* Effect.flip(manager.submit(Model, params, { dedupeKey: "k", ...options })))._tag)
         return tags
       })
-      const all = Array.from({ length: 4 }, () => "InvalidRequest")
+      const all = Array.from({ length: 5 }, () => "InvalidRequest")
       const first = yield* Effect.forkChild(manager.submit(Model, 1, { dedupeKey: "k" }), { startImmediately: true })
       assert.deepStrictEqual(yield* refused, all)
       yield* TestClock.adjust("1 second")
@@ -547,6 +548,48 @@ describe("equal parameters", () => {
       assert.strictEqual(calls, 3)
     }).pipe(Effect.provide(Manager)))
 
+  it.effect("never share with others, though the schema encodes both alike, and those that nobody can tell apart fail", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const ask = Effect.fnUntraced(function*<T>(params: Schema.Codec<T>, values: ReadonlyArray<T>) {
+        const Model = ModelConfig.make("any", {
+          params,
+          result: Schema.String,
+          rateLimiters: "unlimited",
+          deduplicate: { key: "params" }
+        })
+        let calls = 0
+        yield* manager.registerQueue(Model, () => Effect.delay(Effect.sync(() => `${++calls}`), "1 second"))
+        const fibers = yield* Effect.forEach(
+          values,
+          (value) => Effect.forkChild(Effect.exit(manager.submit(Model, value)), { startImmediately: true })
+        )
+        yield* TestClock.adjust("1 second")
+        const exits = yield* Effect.forEach(fibers, Fiber.join)
+        yield* manager.unregisterQueue(Model)
+        return exits.map((exit) =>
+          Exit.isSuccess(exit) ? exit.value.result : Option.getOrThrow(Exit.findErrorOption(exit))._tag
+        )
+      })
+      // @effect-diagnostics-next-line schemaNumber:off
+      const Any = Schema.Union([Schema.Number, Schema.String])
+      assert.deepStrictEqual(
+        yield* ask(Any, [NaN, "NaN", Infinity, "Infinity", 0, -0, NaN]),
+        ["1", "2", "3", "4", "5", "6", "1"]
+      )
+      assert.deepStrictEqual(yield* ask(Schema.Array(Schema.String), [["a,b"], ["a", "b"], []]), ["1", "2", "3"])
+      // The schema does not know `b`, yet the processor is given it.
+      const withMore = (b: number) => ({ a: "1", b })
+      assert.deepStrictEqual(
+        yield* ask(Schema.Struct({ a: Schema.String }), [{ a: "1" }, withMore(2), withMore(3)]),
+        ["1", "2", "3"]
+      )
+      assert.deepStrictEqual(
+        yield* ask(Schema.Any, [new Map([["a", 1]]), new Map([["a", 2]]), Symbol("a"), { a: undefined }, {}]),
+        ["InvalidRequest", "InvalidRequest", "InvalidRequest", "1", "1"]
+      )
+    }).pipe(Effect.provide(Manager)))
+
   it.effect("a key that cannot be made is an invalid request, and wrong options an invalid configuration", () =>
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager
@@ -599,39 +642,56 @@ describe("equal parameters", () => {
       assert.strictEqual(calls.length, 7)
     }).pipe(Effect.provide(Manager)))
 
+  it.effect("a result that is kept for ever is", () =>
+    Effect.gen(function*() {
+      const { calls, submit } = yield* open({ deduplicate: { keep: Duration.infinity } })
+      for (const wait of ["1 second", "10 days", "1 second"] as const) {
+        const fiber = yield* submit(1000, { dedupeKey: "a" })
+        yield* TestClock.adjust(wait)
+        yield* Fiber.join(fiber)
+      }
+      assert.strictEqual(calls.length, 1)
+    }).pipe(Effect.provide(Manager)))
+
   it.effect("results can be kept in any store of Persistence, encoded by the model's schema", () =>
     Effect.gen(function*() {
-      const Typed = ModelConfig.make("typed-results", {
-        params: Schema.String,
-        result: Schema.Struct({ number: Schema.BigInt }),
-        rateLimiters: "unlimited",
-        deduplicate: { key: "params", keep: "1 hour" }
-      })
-      let calls = 0
-      const ask = Effect.gen(function*() {
-        const manager = yield* QueueManager.QueueManager
-        yield* manager.registerQueue(Typed, () => Effect.sync(() => ({ number: BigInt(++calls) })))
-        return Number((yield* manager.submit(Typed, "a")).result.number)
-      }).pipe(Effect.scoped, Effect.provide(Layer.fresh(Manager)))
-      const kept = yield* Deferred.make<object>()
-      // Tells when something has been kept.
-      const Backing = Layer.effect(
-        Persistence.BackingPersistence,
-        Effect.map(Persistence.BackingPersistence, (backing) =>
-          Persistence.BackingPersistence.of({
-            make: (storeId) =>
-              Effect.map(backing.make(storeId), (store) => ({
-                ...store,
-                set: (key, value, ttl) =>
-                  Effect.andThen(store.set(key, value, ttl), Deferred.succeed(kept, value)).pipe(Effect.asVoid)
-              }))
-          }))
-      ).pipe(Layer.provide(Persistence.layerBackingMemory))
-      const twice = yield* Effect.all([ask, Effect.as(Deferred.await(kept), 0), ask]).pipe(
-        Effect.provide(PersistedResults.layer.pipe(Layer.provide(Backing)))
-      )
-      assert.deepStrictEqual(twice, [1, 0, 1])
-      assert.deepStrictEqual(yield* Deferred.await(kept), { result: { number: "1" } })
+      for (const keep of ["1 hour", Duration.infinity] as const) {
+        const Typed = ModelConfig.make("typed-results", {
+          params: Schema.String,
+          result: Schema.Struct({ number: Schema.BigInt }),
+          rateLimiters: "unlimited",
+          deduplicate: { key: "params", keep }
+        })
+        let calls = 0
+        const ask = Effect.gen(function*() {
+          const manager = yield* QueueManager.QueueManager
+          yield* manager.registerQueue(Typed, () => Effect.sync(() => ({ number: BigInt(++calls) })))
+          return Number((yield* manager.submit(Typed, "a")).result.number)
+        }).pipe(Effect.scoped, Effect.provide(Layer.fresh(Manager)))
+        const kept = yield* Deferred.make<{ readonly value: object; readonly ttl: Duration.Duration | undefined }>()
+        // Tells when something has been kept.
+        const Backing = Layer.effect(
+          Persistence.BackingPersistence,
+          Effect.map(Persistence.BackingPersistence, (backing) =>
+            Persistence.BackingPersistence.of({
+              make: (storeId) =>
+                Effect.map(backing.make(storeId), (store) => ({
+                  ...store,
+                  set: (key, value, ttl) =>
+                    Effect.andThen(store.set(key, value, ttl), Deferred.succeed(kept, { value, ttl })).pipe(
+                      Effect.asVoid
+                    )
+                }))
+            }))
+        ).pipe(Layer.provide(Persistence.layerBackingMemory))
+        const twice = yield* Effect.all([ask, Effect.as(Deferred.await(kept), 0), ask]).pipe(
+          Effect.provide(PersistedResults.layer.pipe(Layer.provide(Backing)))
+        )
+        assert.deepStrictEqual(twice, [1, 0, 1])
+        const { ttl, value } = yield* Deferred.await(kept)
+        assert.deepStrictEqual(value, { result: { number: "1" } })
+        assert.strictEqual(ttl && Duration.toHours(ttl), keep === "1 hour" ? 1 : undefined)
+      }
     }))
 
   it.effect("who waits for a store is told at its own deadline", () =>
