@@ -40,7 +40,8 @@ import type * as TokenEstimator from "./TokenEstimator.ts"
 export type LimitRule = Omit<RateLimiter.Config, "type" | "limit" | "timePeriod">
 
 /**
- * How a time is written. None of them reads a negative time, or one of more than seven days.
+ * How a time is written. None of them reads a negative time, or one of more than a year; more than seven days are read as
+ * seven.
  *
  * | format | reads |
  * | --- | --- |

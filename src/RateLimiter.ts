@@ -579,8 +579,8 @@ export interface Limiter {
   /** The headers of the response to a request say how much the provider has left: lowers at once, raises with care. */
   readonly observe: (reservation: Reservation, observations: ReadonlyArray<Observation>) => Effect.Effect<void>
   /**
-   * The provider refused a request: gives back what refused attempts are not charged for, and pauses the limits that
-   * the refusal is about. `observations` are what its headers say.
+   * The provider refused a request: gives back what refused attempts are not charged for (of an overload: money only),
+   * and pauses the limits that the refusal is about. `observations` are what its headers say.
    */
   readonly refuse: (
     reservation: Reservation,

@@ -500,10 +500,10 @@ const cases: ReadonlyArray<Case> = [
     expected: { kind: "rate", types: ["rpd"], retryAfter: undefined }
   },
   {
-    name: "Gemini, the minute and the day at once",
+    name: "Gemini, the minute and the day at once: it is about the day",
     profile: gemini,
     error: { status: 429, body: geminiBody([perMinute, perDay], "33s", "33.2s") },
-    expected: { kind: "rate", types: ["rpm", "rpd"], retryAfter: undefined }
+    expected: { kind: "rate", types: ["rpd"], limit: 250, retryAfter: undefined }
   },
   {
     name: "Gemini, input tokens, as the JSON in a message",

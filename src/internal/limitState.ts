@@ -56,6 +56,10 @@ export const keptPart = (
 export const countsTokens = ({ type }: RateLimiter.Limit): boolean =>
   type === "budget" || type === "tpm" || type === "tpd" || type === "itpm" || type === "otpm"
 
+/** Whether a refusal is for what runs at once: then no window is to be paused. */
+export const isAboutConcurrency = ({ types }: RateLimiter.Refusal): boolean =>
+  types.length > 0 && types.every((type) => type === "concurrent")
+
 /** What one reservation is charged by one limit. */
 export interface Charged {
   /** Net of what is known. */
@@ -153,14 +157,19 @@ const unconfirmed = 600_000
 /** The longest time that a refusal can pause a limit for. */
 const longestPause = 7 * 86_400_000
 
+/** Refusals that say no time wait for this share of the period, or of a minute, first; then twice as long each. */
+const firstBackoff = 0.25
+const minute = 60_000
+/** And no longer than a period, or than this where it is not sure that the limit is meant. */
+const longestGuess = 5 * minute
+/** Fixed windows that last longer than this are waited for to their end. */
+const longWindow = 10 * minute
+
 /** A number that a provider may have said: not more than `most` from zero, and none at all rather than no number. */
 const sane = (value: number | undefined, most: number): number | undefined =>
   value === undefined || Number.isNaN(value) || Math.abs(value) === Number.POSITIVE_INFINITY
     ? undefined
     : Math.max(-most, Math.min(most, value))
-
-/** Refusals that say no time wait for this share of the period first, and for no more than it. */
-const firstBackoff = 0.25
 
 export class LimitState {
   limit: RateLimiter.Limit
@@ -274,6 +283,7 @@ export class LimitState {
     const unseen = used === undefined ? others : Math.max(0, used - meter.used(now))
     if (unseen > 0) meter.lower(meter.available(now) - unseen, now)
     this.enforce(now)
+    meter.pace(this.ramping, now)
     const { lowered } = this
     const { capacity } = meter
     const expected = meter.available(now) - held
@@ -436,13 +446,20 @@ export class LimitState {
   refused(charged: Charged, now: number): void {
     this.know(charged)
     this.probedUntil = Number.NEGATIVE_INFINITY
-    const counts = this.limit.charging.refused && !countsTokens(this.limit)
+    const counts = this.limit.charging.refused && (this.limit.type === "budget" || !countsTokens(this.limit))
     if (counts) this.count(charged, now)
     else this.giveBack(charged, now)
   }
 
-  /** Follows a refusal by this limit, or by one that the model does not have: then its numbers mean nothing here. */
-  pause(charged: Charged, amount: number, refusal: RateLimiter.Refusal, isOurs: boolean, now: number): void {
+  /** Follows a refusal by this limit, or one that `means` others: then its numbers mean nothing here. */
+  pause(
+    charged: Charged,
+    amount: number,
+    refusal: RateLimiter.Refusal,
+    means: "this" | "maybeThis" | "others",
+    now: number
+  ): void {
+    const isOurs = means !== "others"
     const most = 2 * this.limit.limit
     const limit = sane(refusal.limit, Number.MAX_SAFE_INTEGER)
     const used = sane(refusal.used, most)
@@ -453,13 +470,16 @@ export class LimitState {
     // Its headers have shown it, and what is available says when to come back.
     const isContended = isOurs && this.explainedAt === now && this.limit.algorithm !== "tokenBucket"
     const isLower = limit !== undefined && limit > 0 && limit < this.adopted
+    const isSpent = means === "this" && this.limit.algorithm === "fixedWindow" && this.period > longWindow
+      && retryAfter === undefined && used === undefined
     const isExplained = isOurs
-      && (used !== undefined || isLower || this.explainedAt === now || this.loweredLimitAt === now)
+      && (used !== undefined || isSpent || isLower || this.explainedAt === now || this.loweredLimitAt === now)
     if (isOurs) {
       this.warm(now)
       if (isLower) this.adopt(limit, now)
       const capacity = limit ?? this.adopted
       if (used !== undefined) this.lowerTo(capacity - used, now)
+      else if (isSpent) this.lowerTo(0, now)
       else if (retryAfter !== undefined && this.limit.algorithm === "tokenBucket") {
         this.lowerTo(requested - (retryAfter * capacity) / this.period, now)
       }
@@ -480,7 +500,7 @@ export class LimitState {
     const wait = retryAfter
       ?? (isExplained
         ? 0
-        : Math.min(this.period, this.period * firstBackoff * 2 ** this.backoffs) * (0.5 + 0.5 * this.random()))
+        : this.backoff(means === "this" ? this.period : longestGuess) * (0.5 + 0.5 * this.random()))
     // Several processes that wait for one instant must not come back at it together.
     this.pausedUntil = Math.max(this.pausedUntil, now + wait + (retryAfter === undefined ? 0 : 50 * this.random()))
     if (isNews) {
@@ -490,6 +510,10 @@ export class LimitState {
         this.awaitsProbe = true
       }
     }
+  }
+
+  private backoff(most: number): number {
+    return Math.min(this.period, most, Math.min(this.period, minute) * firstBackoff * 2 ** this.backoffs)
   }
 
   /** How well an observation fits this limit: the less the better; `undefined` when it is about another one. */
@@ -612,9 +636,12 @@ export class LimitState {
     return this.meter.available(now)
   }
 
-  /** What the provider's books have beyond ours: what is kept back of a bucket, and what a cut holds back. */
+  /**
+   * What the provider's books have beyond ours: what is kept back of a bucket, and what a cut holds back of a window. A
+   * bucket that is cut is a smaller one at the same level.
+   */
   private get kept(): number {
-    const full = this.limit.algorithm === "tokenBucket" ? this.limit.burst ?? this.adopted : this.adopted
+    const full = this.limit.algorithm === "tokenBucket" ? this.limit.burst ?? this.adopted * this.scale : this.adopted
     return Math.max(0, full - this.meter.capacity)
   }
 
@@ -706,6 +733,7 @@ export class LimitState {
     this.scaledAt = now
     this.ramping = ramping && scale < 1
     this.enforce(now)
+    this.meter.pace(this.ramping, now)
   }
 
   private enforce(now: number): void {

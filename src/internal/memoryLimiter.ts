@@ -5,7 +5,7 @@ import * as Random from "effect/Random"
 import * as Ref from "effect/Ref"
 import * as Semaphore from "effect/Semaphore"
 import type * as RateLimiter from "../RateLimiter.ts"
-import { charge, type Charged, countsTokens, failsWhenExceeded, LimitState } from "./limitState.ts"
+import { charge, type Charged, countsTokens, failsWhenExceeded, isAboutConcurrency, LimitState } from "./limitState.ts"
 import { carry, type Charges, type Generation, update } from "./limitUpdate.ts"
 import { type Tenant, TenantLimits } from "./tenantLimits.ts"
 import * as time from "./time.ts"
@@ -236,9 +236,14 @@ const refuse = (
   if (reservation.tenant !== undefined) reservation.tenant.running--
   const { charges, generation: { states } } = reservation
   const amounts = charges.map((charged) => charged?.amount ?? 0)
-  forEachCharge(reservation, (state, charged) => state.refused(charged, now))
+  // What an overloaded provider has counted is not known. It asks no money for it.
+  const counts = refusal.kind === "overload"
+  forEachCharge(reservation, (state, charged) => {
+    if (counts && state.limit.type !== "budget") state.complete(charged, now)
+    else state.refused(charged, now)
+  })
   observe(reservation, observations, now)
-  if (refusal.kind !== "rate" && refusal.kind !== "ramp") return
+  if ((refusal.kind !== "rate" && refusal.kind !== "ramp") || isAboutConcurrency(refusal)) return
   // Said by the provider; else the one that has the least left.
   const theirs = states.filter(({ limit }) => limit.type !== "budget")
   const named = theirs.filter(({ limit }) => refusal.types.includes(limit.type))
@@ -248,8 +253,10 @@ const refuse = (
   )
   const charged = index === undefined ? undefined : charges[index]
   if (index === undefined || charged === undefined) return
-  const isOurs = named.length > 0 || refusal.types.length === 0
-  states[index]!.pause(charged, amounts[index]!, refusal, isOurs, now)
+  const state = states[index]!
+  const isSure = named.length > 0 && named.every(({ limit }) => limit.timePeriod === state.limit.timePeriod)
+  const means = isSure ? "this" : named.length > 0 || refusal.types.length === 0 ? "maybeThis" : "others"
+  state.pause(charged, amounts[index]!, refusal, means, now)
 }
 
 // The one place where a reservation handed out by this limiter is read back: callers see it as opaque.

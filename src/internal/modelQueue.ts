@@ -50,7 +50,7 @@ import {
 } from "./entry.ts"
 import { estimate, type Estimated, largestShare, tooLarge } from "./estimate.ts"
 import { Heap } from "./heap.ts"
-import { charge, countsTokens, failsWhenExceeded } from "./limitState.ts"
+import { charge, countsTokens, failsWhenExceeded, isAboutConcurrency } from "./limitState.ts"
 import { failureHeaders } from "./provider/classify.ts"
 import { ProviderGate } from "./providerGate.ts"
 import * as requestContext from "./requestContext.ts"
@@ -1050,12 +1050,13 @@ export const make = Effect.fnUntraced(function*(
     const wasBlocked = gate.isBlocked(now())
     if (failed || refusal.kind === "quota") gate.failed(entry, refusal, entry.dispatchedAt!, running.size, now())
     else gate.answered(entry, false, now())
-    if ((refusal.kind === "rate" || refusal.kind === "ramp") && (windows === 0 || hasBegun)) {
+    const isLimited = refusal.kind === "rate" || refusal.kind === "ramp"
+    if (isLimited && (windows === 0 || hasBegun || isAboutConcurrency(refusal))) {
       gate.limited(refusal, entry.dispatchedAt!, running.size, now())
     }
     const outcome = endOf(entry, cause, refusal)
     yield* survived(() =>
-      failed || hasBegun
+      refusal.kind === "transient" || hasBegun
         ? Effect.andThen(limiter.observe(entry.reservation!, observations), limiter.complete(entry.reservation!))
         : limiter.refuse(entry.reservation!, refusal, observations)
     )

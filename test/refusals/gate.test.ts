@@ -628,6 +628,28 @@ describe("fewer at one time after an overload", () => {
       assert.strictEqual((yield* providerOf("cap-ramp")).concurrency, 2)
     }).pipe(Effect.provide(Manager)))
 
+  it.effect("a refusal for what runs at once does the same, and the windows of the model stay open", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = model("cap-concurrent", {
+        rateLimiters: [RateLimiter.rpm(100), RateLimiter.concurrent(10)],
+        retry: { schedule: Schedule.spaced(1000) }
+      })
+      const refused = rate(undefined, "Too many concurrent requests.")
+      const provider = scripted({
+        a: [hold(10, refused)],
+        b: [Effect.never],
+        c: [Effect.never],
+        d: [Effect.never]
+      })
+      yield* manager.registerQueue(Model, provider.processor)
+      for (const params of ["a", "b", "c", "d"]) yield* start(Effect.exit(manager.submit(Model, params)))
+      yield* TestClock.adjust(10)
+      const { provider: state, rateLimiters } = yield* manager.getQueueInfo(Model)
+      assert.isBelow(state!.concurrency!, 4)
+      assert.deepInclude(rateLimiters[0], { enforced: 100, pausedFor: undefined })
+    }).pipe(Effect.provide(Manager)))
+
   it.effect("faults and rate limits reduce nothing", () =>
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager

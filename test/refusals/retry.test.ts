@@ -197,6 +197,20 @@ describe("refusals by a rate limit", () => {
       assert.strictEqual((yield* usageOf("fault-charges", "rpm")).used, 2)
     }).pipe(Effect.provide(Manager)))
 
+  it.effect("an overload counts as a request, and takes nothing from a budget of money", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = model("overload-charges", {
+        rateLimiters: [RateLimiter.rpm(100), RateLimiter.budget(1, { price: { input: 1000, output: 1000 } })],
+        retry: { schedule: Schedule.spaced(1000) }
+      })
+      yield* manager.registerQueue(Model, scripted({ a: [overload(), overload(), Effect.never] }).processor)
+      yield* start(manager.submit(Model, "a", { estimatedInputTokens: 400, estimatedOutputTokens: 0 }))
+      yield* TestClock.adjust(5000)
+      assert.strictEqual((yield* usageOf("overload-charges", "rpm")).used, 3)
+      assert.closeTo((yield* usageOf("overload-charges", "budget")).used, 0.4, 1e-9)
+    }).pipe(Effect.provide(Manager)))
+
   it.effect("the numbers in a refusal correct the limit", () =>
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager

@@ -541,13 +541,149 @@ describe("refusals", () => {
   it.effect("refusals of other kinds pause and change nothing", () =>
     Effect.gen(function*() {
       const limiter = yield* make(limit("rpm", 100, { timePeriod: minute }))
-      for (const kind of ["overload", "transient", "quota", "tooLarge", "auth"] as const) {
+      for (const kind of ["transient", "quota", "tooLarge", "auth"] as const) {
         yield* limiter.refuse(
           yield* limiter.request(),
           refusal({ kind, types: ["rpm"], limit: 5, used: 5, retryAfter: minute })
         )
       }
       assert.deepInclude(yield* limiter.state(), { enforced: 100, used: 0, pausedFor: undefined })
+    }))
+
+  it.effect("an overloaded provider has counted the request, and asks no money for it", () =>
+    Effect.gen(function*() {
+      const price = { input: 10, cachedInput: 10, output: 10 }
+      const limiter = yield* make(
+        limit("rpm", 100, { timePeriod: minute }),
+        limit("tpm", 1000, { timePeriod: minute }),
+        limit("budget", 1, { timePeriod: minute, price })
+      )
+      const first = yield* limiter.request(100)
+      yield* limiter.refuse(first, refusal({ kind: "overload", types: ["rpm"], limit: 5, used: 5, retryAfter: minute }))
+      for (const [i, used] of [1, 100, 0].entries()) {
+        assert.deepInclude(yield* limiter.state(i), { used, pausedFor: undefined })
+      }
+      yield* limiter.complete(first)
+      yield* limiter.giveBack(first, true)
+      assert.strictEqual((yield* limiter.state(0)).used, 1)
+    }))
+
+  it.effect("money is asked for a refused request where the budget says so", () =>
+    Effect.gen(function*() {
+      for (const refused of [false, true]) {
+        const price = { input: 10, cachedInput: 10, output: 10 }
+        const limiter = yield* make(limit("budget", 1, { timePeriod: minute, price, charging: { refused } }))
+        yield* limiter.refuse(yield* limiter.request(100), refusal())
+        assert.closeTo((yield* limiter.state()).used, refused ? 0.001 : 0, 1e-12)
+      }
+    }))
+
+  it.effect("a limit of days that has the least left is not paused for hours when the refusal says nothing", () =>
+    Effect.gen(function*() {
+      for (const algorithm of ["slidingWindow", "tokenBucket", "fixedWindow"] as const) {
+        for (const types of [[], ["itpm"], ["rpd", "rpm"]] as const) {
+          const limiter = yield* make(
+            limit("rpm", 1000, { timePeriod: minute }),
+            limit("rpd", 10, { timePeriod: 24 * hour, algorithm })
+          )
+          for (let i = 0; i < 5; i++) yield* limiter.complete(yield* limiter.request())
+          const waits: Array<number> = []
+          for (let i = 0; i < 8; i++) {
+            yield* limiter.refuse(yield* limiter.request(), refusal({ types }))
+            const wait = pausedFor(yield* limiter.state(1))!
+            waits.push(wait)
+            yield* TestClock.adjust(wait)
+          }
+          // Half of them, without chance.
+          assert.deepStrictEqual(waits.map((wait) => wait / 1000), [7.5, 15, 30, 60, 120, 150, 150, 150], algorithm)
+        }
+      }
+    }).pipe(withoutChance))
+
+  it.effect("a limit of days that the refusal names is tried less and less often", () =>
+    Effect.gen(function*() {
+      const limiter = yield* make(
+        limit("rpm", 1000, { timePeriod: minute }),
+        limit("rpd", 100, { timePeriod: 24 * hour })
+      )
+      let tries = 0
+      for (let at = 0; at < 24 * hour; tries++) {
+        yield* limiter.refuse(yield* limiter.request(), refusal({ types: ["rpd"] }))
+        const wait = pausedFor(yield* limiter.state(1))!
+        yield* TestClock.adjust(wait)
+        at += wait
+      }
+      assert.isAtMost(tries, 14)
+    }).pipe(withoutChance))
+
+  it.effect("a calendar day that is spent is waited for to its end, and the next one is whole", () =>
+    Effect.gen(function*() {
+      const limiter = yield* make(
+        limit("rpm", 1000, { timePeriod: minute }),
+        limit("rpd", 100, { timePeriod: 24 * hour, algorithm: "fixedWindow" }),
+        limit("tpd", 10_000, { timePeriod: 24 * hour, algorithm: "fixedWindow" })
+      )
+      for (const types of [["rpd"], ["rpd", "tpd"]] as const) {
+        const sent = [yield* limiter.request(), yield* limiter.request()]
+        for (const each of sent) yield* limiter.refuse(each, refusal({ types }))
+        const wait = yield* limiter.wait()
+        assert.closeTo(wait, 24 * hour - minute / 2, minute)
+        yield* TestClock.adjust(wait)
+        assert.strictEqual(yield* limiter.wait(), 0)
+        assert.deepInclude(yield* limiter.state(1), { enforced: 100, used: 0, pausedFor: undefined })
+        yield* TestClock.adjust(minute / 2)
+      }
+    }).pipe(withoutChance))
+
+  it.effect("a refusal for what runs at once pauses no window", () =>
+    Effect.gen(function*() {
+      const limiter = yield* make(limit("rpm", 100, { timePeriod: minute }), limit("concurrent", 5))
+      yield* limiter.refuse(yield* limiter.request(), refusal({ types: ["concurrent"], limit: 2, retryAfter: 5000 }))
+      assert.deepInclude(yield* limiter.state(), { enforced: 100, used: 0, pausedFor: undefined })
+    }))
+
+  it.effect("a bucket that was cut waits as long as the provider says, as before the cut", () =>
+    Effect.gen(function*() {
+      for (const headroom of [0, 100]) {
+        const bucket = limit("tpm", 60_000, { timePeriod: minute, algorithm: "tokenBucket", headroom })
+        const limiter = yield* make(bucket)
+        yield* limiter.refuse(yield* limiter.request(1000), refusal({ types: ["tpm"] }))
+        assert.closeTo((yield* limiter.state()).enforced, 51_000, 1)
+        yield* TestClock.adjust(30_000)
+        yield* limiter.complete(yield* limiter.request(1))
+        const first = yield* limiter.request(5000)
+        yield* limiter.refuse(first, refusal({ types: ["tpm"], retryAfter: 1000 }))
+        const wait = yield* limiter.wait(5000)
+        // By the rate that the cuts have left.
+        assert.isTrue(wait >= 1000 && wait <= (1000 + headroom) / 0.7, `${wait}`)
+      }
+    }).pipe(withoutChance))
+
+  it.effect("what grew too fast goes evenly until it has grown back, whatever a bucket has saved up", () =>
+    Effect.gen(function*() {
+      for (const algorithm of ["slidingWindow", "tokenBucket", "fixedWindow", "paced"] as const) {
+        const limiter = yield* make(limit("rpm", 6000, { timePeriod: minute, algorithm }))
+        const sent = yield* Effect.forEach(Array.from({ length: 50 }), () => limiter.request())
+        yield* TestClock.adjust(20)
+        for (const each of sent) yield* limiter.refuse(each, refusal({ kind: "ramp", retryAfter: minute }))
+        yield* TestClock.adjust(minute + 1)
+        const { enforced } = yield* limiter.state()
+        let most = 0
+        for (let second = 0; second < 30; second++) {
+          let count = 0
+          for (; (yield* limiter.wait()) === 0; count++) yield* limiter.complete(yield* limiter.request())
+          most = Math.max(most, count)
+          yield* TestClock.adjust(1000)
+        }
+        // A second's worth, at the rate that it has grown to, and one.
+        assert.isAtMost(most, (1.2 * enforced) / 60 + 1, algorithm)
+        yield* TestClock.adjust(40 * minute)
+        let count = 0
+        yield* limiter.wait()
+        yield* TestClock.adjust(minute)
+        for (; (yield* limiter.wait()) === 0; count++) yield* limiter.complete(yield* limiter.request())
+        assert.strictEqual(count, algorithm === "paced" ? 100 : 6000, algorithm)
+      }
     }))
 
   it.effect("one reservation is refused once, and nothing of it can be given back or completed after that", () =>

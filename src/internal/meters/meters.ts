@@ -57,6 +57,8 @@ export interface LimitMeter extends Omit<Meter, "charge" | "adjust" | "landed" |
   confirmOthers(unseen: number, now: number): number
   /** The provider has told its state: ends the cold start. */
   warm(now: number): void
+  /** Whether nothing goes in bursts from now on, whatever has been saved up. */
+  pace(isPaced: boolean, now: number): void
 }
 
 /** Whether one limit can follow another on the same meters, with other numbers. */
@@ -69,10 +71,10 @@ export const isSameShape = (a: RateLimiter.Limit, b: RateLimiter.Limit): boolean
 
 const unpaced = { margin: () => 0, headroom: () => 0 }
 
-/** Paces the first `length` milliseconds of a limit about whose earlier use nothing is known. */
-class ColdStart implements Meter {
+/** Paces a limit until `end`: that of a cold start, about whose earlier use nothing is known, and one that grows back. */
+class PacedUntil implements Meter {
   private readonly pace: BucketMeter
-  private end: number
+  end: number
 
   constructor(pace: BucketMeter, end: number) {
     this.pace = pace
@@ -164,11 +166,12 @@ class All implements LimitMeter {
   readonly configure: LimitMeter["configure"]
   readonly confirmOthers: LimitMeter["confirmOthers"]
   readonly warm: LimitMeter["warm"]
+  readonly pace: LimitMeter["pace"]
   private readonly log: Log | undefined
   private readonly widen: (amount: number, now: number) => void
 
   constructor(
-    options: Pick<LimitMeter, "counting" | "pacing" | "setLimit" | "configure" | "confirmOthers" | "warm"> & {
+    options: Pick<LimitMeter, "counting" | "pacing" | "setLimit" | "configure" | "confirmOthers" | "warm" | "pace"> & {
       readonly widen: (amount: number, now: number) => void
       readonly log: Log | undefined
     }
@@ -180,6 +183,7 @@ class All implements LimitMeter {
     this.configure = options.configure
     this.confirmOthers = options.confirmOthers
     this.warm = options.warm
+    this.pace = options.pace
     this.widen = options.widen
   }
 
@@ -310,17 +314,19 @@ export const make = (initial: RateLimiter.Limit, wall: () => number, now: number
 
   const bucket = (
     burst: (limit: number) => number,
-    options: { readonly margin: () => number; readonly headroom: () => number; readonly cold: boolean }
+    options: { readonly margin: () => number; readonly headroom: () => number; readonly cold: boolean },
+    each = limit.limit,
+    at = now
   ) => {
     const rate = (each: number) => each / limit.timePeriod!
     const meter = new BucketMeter({
-      burst: burst(limit.limit),
-      rate: rate(limit.limit),
+      burst: burst(each),
+      rate: rate(each),
       margin: options.margin(),
-      headroom: options.headroom() * rate(limit.limit),
+      headroom: options.headroom() * rate(each),
       initialLevel: options.cold ? 0 : undefined,
       cold: options.cold,
-      now
+      now: at
     })
     setters.push((each, now) =>
       meter.reshape(burst(each), rate(each), options.headroom() * rate(each), now, options.margin())
@@ -361,9 +367,10 @@ export const make = (initial: RateLimiter.Limit, wall: () => number, now: number
       break
   }
   if (quantum !== undefined) sliding((limit) => Math.max(1, Math.floor(limit * quantum / period)), quantum)
-  let cold: ColdStart | undefined
+  let cold: PacedUntil | undefined
+  let growth: PacedUntil | undefined
   if (coldStart && (algorithm === "slidingWindow" || algorithm === "fixedWindow")) {
-    cold = new ColdStart(bucket(secondsRefill, { ...unpaced, cold: true }), now + period + margin)
+    cold = new PacedUntil(bucket(secondsRefill, { ...unpaced, cold: true }), now + period + margin)
     pacing.push(cold)
   }
   return new All({
@@ -392,6 +399,17 @@ export const make = (initial: RateLimiter.Limit, wall: () => number, now: number
     warm: (now) => {
       cold?.warm(now)
       for (const bucket of buckets) bucket.warm()
+    },
+    pace: (isPaced, now) => {
+      if (growth === undefined) {
+        if (!isPaced) return
+        growth = new PacedUntil(
+          bucket(secondsRefill, { ...unpaced, cold: false }, current, now),
+          Number.POSITIVE_INFINITY
+        )
+        pacing.push(growth)
+      }
+      growth.end = isPaced ? Number.POSITIVE_INFINITY : Math.min(growth.end, now)
     }
   })
 }

@@ -55,7 +55,15 @@ const firstCount = (texts: ReadonlyArray<string>, shapes: ReadonlyArray<RegExp>)
 interface Named {
   readonly types: ReadonlyArray<RateLimiter.Type>
   readonly ignoresHint: boolean
+  /** The least of the quotas that it is about. */
+  readonly limit: number | undefined
 }
+
+const leastOf = (quotas: evidence.Evidence["quotas"]): number | undefined =>
+  quotas.reduce<number | undefined>(
+    (least, { limit }) => limit === undefined ? least : Math.min(limit, least ?? limit),
+    undefined
+  )
 
 /** The limits that a failure is about: from its quotas, else its messages, else its codes. */
 const named = (
@@ -63,21 +71,25 @@ const named = (
   found: evidence.Evidence,
   texts: ReadonlyArray<string>
 ): Named => {
-  for (const sources of [found.quotas, texts]) {
-    const hits = sources.flatMap((text) =>
-      names.find((name) => name.includes?.every((word) => text.includes(word.toLowerCase())) === true) ?? []
-    )
-    // Several quotas can be exceeded at once; several messages say the same thing, one inside the other.
-    const used = sources === found.quotas ? hits : hits.slice(0, 1)
-    if (used.length > 0) {
-      return {
-        types: [...new Set(used.flatMap(({ types }) => types))],
-        ignoresHint: used.some(({ ignoresHint }) => ignoresHint === true)
-      }
+  const nameOf = (text: string) =>
+    names.find((name) => name.includes?.every((word) => text.includes(word.toLowerCase())) === true)
+  const all = found.quotas.map((quota) => ({ quota, name: nameOf(quota.name) }))
+  const known = all.filter(({ name }) => name !== undefined)
+  // Several quotas can be exceeded at once: those that no hint ends are the last to end.
+  const longest = known.filter(({ name }) => name!.ignoresHint === true)
+  const exceeded = longest.length > 0 ? longest : known
+  const limit = leastOf((exceeded.length > 0 ? exceeded : all).map(({ quota }) => quota))
+  if (exceeded.length > 0) {
+    return {
+      types: [...new Set(exceeded.flatMap(({ name }) => name!.types))],
+      ignoresHint: longest.length > 0,
+      limit
     }
   }
-  const hit = names.find(({ codes }) => codes?.some((code) => found.codes.has(code.toLowerCase())) === true)
-  return { types: hit?.types ?? [], ignoresHint: hit?.ignoresHint === true }
+  // Several messages say the same thing, one inside the other.
+  const hit = texts.map(nameOf).find((name) => name !== undefined)
+    ?? names.find(({ codes }) => codes?.some((code) => found.codes.has(code.toLowerCase())) === true)
+  return { types: hit?.types ?? [], ignoresHint: hit?.ignoresHint === true, limit }
 }
 
 /** The limits that have nothing left, when the refusal itself names none. */
@@ -118,8 +130,13 @@ export const classify = (
   if (kind === undefined) return undefined
 
   const now = headers.responseTime(found.headers, wallClockMillis)
-  const numbers = kind === "rate" || kind === "ramp" || kind === "tooLarge" ? texts : []
-  const limit = firstCount(numbers, limitShapes) ?? found.limit
+  const isAboutLimits = kind === "rate" || kind === "ramp" || kind === "tooLarge"
+  const numbers = isAboutLimits ? texts : []
+  const { ignoresHint, limit: quota, types } = isAboutLimits
+    ? named(profile.limitNames, found, lower)
+    : { ignoresHint: false, limit: leastOf(found.quotas), types: [] }
+  // Of several quotas the text may mean another one.
+  const limit = quota ?? (found.quotas.length > 1 ? undefined : firstCount(numbers, limitShapes))
   const used = firstCount(numbers, [usedShape])
   const requested = firstCount(numbers, [requestedShape])
   // More than the whole limit never fits, whoever says "try again".
@@ -131,9 +148,6 @@ export const classify = (
   if (shouldRetry === "false") kind = withoutRetry(kind, status)
   if (kind === undefined) return undefined
 
-  const { ignoresHint, types } = kind === "rate" || kind === "ramp" || kind === "tooLarge"
-    ? named(profile.limitNames, found, lower)
-    : { ignoresHint: false, types: [] }
   const hints = [...found.hints, ...texts.flatMap((text) => times.hint(text) ?? [])]
   return {
     kind,

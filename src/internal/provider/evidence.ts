@@ -14,12 +14,10 @@ export interface Evidence {
   readonly codes: ReadonlySet<string>
   /** Messages as written, the provider's own before those wrapped around it. */
   readonly messages: ReadonlyArray<string>
-  /** The quotas that were exceeded, in lower case. */
-  readonly quotas: ReadonlyArray<string>
+  /** The quotas that were exceeded: their names in lower case, and the limit where it is a number of its own. */
+  readonly quotas: ReadonlyArray<{ readonly name: string; readonly limit: number | undefined }>
   /** Milliseconds, from the body. */
   readonly hints: ReadonlyArray<number>
-  /** The limit that the body gives as a number of its own. */
-  readonly limit: number | undefined
 }
 
 /** Chains of causes are short; this is what bounds the work on any other. */
@@ -175,9 +173,8 @@ export const collect = (failure: unknown): Evidence => {
   const codes = new Set<string>()
   const bodies: Array<string> = []
   const others: Array<string> = []
-  const quotas: Array<string> = []
+  const quotas: Array<Evidence["quotas"][number]> = []
   const hints: Array<number> = []
-  const limits: Array<number> = []
 
   const addCode = (value: unknown) => {
     if (typeof value === "string" && value !== "" && value.length <= maxCode) codes.add(withoutNamespace(value))
@@ -241,10 +238,12 @@ export const collect = (failure: unknown): Evidence => {
     const quota = read(node, "quotaId")
     if (typeof quota === "string" && quota.length <= maxCode) {
       const metric = read(node, "quotaMetric")
-      quotas.push(`${quota} ${typeof metric === "string" && metric.length <= maxCode ? metric : ""}`.toLowerCase())
       const value = read(node, "quotaValue")
       const number = typeof value === "string" && /^\d{1,15}$/.test(value) ? Number(value) : value
-      if (typeof number === "number" && Number.isSafeInteger(number) && number > 0) limits.push(number)
+      quotas.push({
+        name: `${quota} ${typeof metric === "string" && metric.length <= maxCode ? metric : ""}`.toLowerCase(),
+        limit: typeof number === "number" && Number.isSafeInteger(number) && number > 0 ? number : undefined
+      })
     }
     addHint(times.protobufDuration(read(node, "retryDelay")))
     for (const field of ["retry_after", "retry_after_seconds", "retryAfterSeconds"]) {
@@ -295,7 +294,6 @@ export const collect = (failure: unknown): Evidence => {
     codes,
     messages: [...bodies, ...others],
     quotas,
-    hints,
-    limit: limits.length === 0 ? undefined : Math.min(...limits)
+    hints
   }
 }

@@ -5,13 +5,15 @@
 import * as DateTime from "effect/DateTime"
 import type * as ProviderProfile from "../../ProviderProfile.ts"
 
-/** A time to wait that is longer is no rate limit of a minute or a day: more likely a bug or an attack. */
+/** A longer time to wait is cut to this: more likely a bug or an attack than a rate limit. */
 const longest = 7 * 86_400_000
+/** What is longer still is no time to wait at all, but an instant, or nonsense. */
+const nonsense = 366 * 86_400_000
 /** No provider's duration or date is longer. */
 const maxLength = 64
 
 const bounded = (millis: number): number | undefined =>
-  Number.isFinite(millis) && millis >= 0 && millis <= longest ? millis : undefined
+  millis >= 0 && millis <= nonsense ? Math.min(millis, longest) : undefined
 
 const short = (text: unknown): string | undefined => {
   if (typeof text !== "string" || text.length > maxLength) return undefined
