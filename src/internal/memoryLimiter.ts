@@ -2,8 +2,6 @@ import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
-import * as Ref from "effect/Ref"
-import * as Semaphore from "effect/Semaphore"
 import type * as RateLimiter from "../RateLimiter.ts"
 import { charge, type Charged, countsTokens, failsWhenExceeded, isAboutConcurrency, LimitState } from "./limitState.ts"
 import { carry, type Charges, type Generation, update } from "./limitUpdate.ts"
@@ -22,14 +20,17 @@ interface Reservation extends RateLimiter.Reservation, Charges {
   completed: boolean
 }
 
-// The states are mutable and every operation on them runs inside one `Ref.modify`: synchronous, so atomic. Copying
-// them would make an admission cost what the windows hold.
+// The states are mutable, and every operation on them is one synchronous step, so atomic. Copying them would make an
+// admission cost what the windows hold.
 type States = ReadonlyArray<LimitState>
 
 const none: RateLimiter.AdmitOptions = {}
 
 const blocked = (by: RateLimiter.Type, wait: number, scope?: "tenant" | "guaranteed"): RateLimiter.Admission =>
   scope === undefined ? { _tag: "Blocked", by, wait } : { _tag: "Blocked", by, wait, scope }
+
+const noPermit = blocked("concurrent", Number.POSITIVE_INFINITY)
+const noKeptPermit = blocked("concurrent", Number.POSITIVE_INFINITY, "guaranteed")
 
 const take = ({ states }: Generation, cost: RateLimiter.Cost, now: number): ReadonlyArray<Charged> => {
   const charges = new Array<Charged>(states.length)
@@ -262,6 +263,32 @@ const refuse = (
 // The one place where a reservation handed out by this limiter is read back: callers see it as opaque.
 const own = (reservation: RateLimiter.Reservation): Reservation => reservation as Reservation
 
+/** The operations of a limiter that answers at once. */
+export interface Immediate {
+  readonly admit: (cost: RateLimiter.Cost, permit: boolean, options?: RateLimiter.AdmitOptions) => RateLimiter.Admission
+  readonly predict: (cost: RateLimiter.Cost, ahead: RateLimiter.Ahead, tenant: string | undefined) => number
+  readonly exceeds: (cost: RateLimiter.Cost, tenant: string | undefined) => RateLimiter.Excess | undefined
+  readonly settle: (reservation: RateLimiter.Reservation, usage: RateLimiter.Tokens) => RateLimiter.Settlement
+  readonly complete: (reservation: RateLimiter.Reservation) => void
+  readonly observe: (
+    reservation: RateLimiter.Reservation,
+    observations: ReadonlyArray<RateLimiter.Observation>
+  ) => void
+  readonly refuse: (
+    reservation: RateLimiter.Reservation,
+    refusal: RateLimiter.Refusal,
+    observations: ReadonlyArray<RateLimiter.Observation>
+  ) => void
+  readonly giveBack: (reservation: RateLimiter.Reservation, permit: boolean) => void
+  readonly releasePermit: () => void
+}
+
+// By identity: a limiter that wraps one of these, and was spread from it, is asked by its own effects.
+const immediates = new WeakMap<RateLimiter.Limiter, Immediate>()
+
+/** How to ask a limiter without an effect, if it can be. */
+export const immediately = (limiter: RateLimiter.Limiter): Immediate | undefined => immediates.get(limiter)
+
 /** @internal */
 export const make = Effect.fnUntraced(function*(
   initial: ReadonlyArray<RateLimiter.Limit>,
@@ -275,137 +302,118 @@ export const make = Effect.fnUntraced(function*(
     new LimitState(limit, wall, now, () => random.nextDoubleUnsafe())
   const windowed = (limits: ReadonlyArray<RateLimiter.Limit>) =>
     limits.filter(({ timePeriod }) => timePeriod !== undefined)
+  const concurrency = (limits: ReadonlyArray<RateLimiter.Limit>) =>
+    limits.find((limit) => limit.type === "concurrent")?.limit ?? Number.POSITIVE_INFINITY
   let limits = initial
-  const generation = yield* Ref.make<Generation>({
+  let generation: Generation = {
     states: windowed(limits).map((limit) => makeState(limit, now())),
     next: undefined
-  })
+  }
   const byTenant = tenants === undefined ? undefined : new TenantLimits(tenants, limits, makeState, now())
-  const step = <A>(f: (generation: Generation, now: number) => A): Effect.Effect<A> =>
-    Ref.modify(generation, (generation) => [f(generation, now()), generation])
-  /** A step about a reservation, which may have been made under other limits. */
-  const of = <A>(
-    reservation: RateLimiter.Reservation,
-    f: (reservation: Reservation, now: number) => A
-  ): Effect.Effect<A> =>
-    step((_, now) => {
-      const mine = own(reservation)
-      if (mine.generation.next !== undefined) carry(mine, now)
-      if (mine.ofTenant?.generation.next !== undefined) carry(mine.ofTenant, now)
-      return f(mine, now)
-    })
-
-  const concurrency = (limits: ReadonlyArray<RateLimiter.Limit>) =>
-    limits.find((limit) => limit.type === "concurrent")?.limit
   let permits = concurrency(limits)
-  let semaphore = permits === undefined ? undefined : yield* Semaphore.make(permits)
-  /** Requests on a permit of their own while there is no limit to them: one may come. */
-  let unlimited = 0
-  const releasePermit = Effect.suspend(() => {
-    const held = semaphore
-    if (held === undefined) {
-      unlimited = Math.max(0, unlimited - 1)
-      return Effect.void
-    }
-    // A permit that nobody holds must not raise the limit.
-    return Effect.flatMap(held.release(0), (free) => free < permits! ? Effect.asVoid(held.release(1)) : Effect.void)
-  })
-  const noPermit = Effect.succeed(blocked("concurrent", Number.POSITIVE_INFINITY))
-  const noKeptPermit = Effect.succeed(blocked("concurrent", Number.POSITIVE_INFINITY, "guaranteed"))
+  /** Requests on a permit of their own: after an update there may be more than permits. */
+  let taken = 0
 
-  /** Those at work keep their permits, also above the limit. */
-  const setConcurrency = Effect.fnUntraced(function*(limit: number | undefined) {
-    const taken = semaphore === undefined ? unlimited : permits! - (yield* semaphore.release(0))
-    permits = limit
-    if (limit === undefined) {
-      unlimited = taken
-      semaphore = undefined
-      return
+  /** A reservation, which may have been made under other limits. */
+  const current = (reservation: RateLimiter.Reservation, now: number): Reservation => {
+    const mine = own(reservation)
+    if (mine.generation.next !== undefined) carry(mine, now)
+    if (mine.ofTenant?.generation.next !== undefined) carry(mine.ofTenant, now)
+    return mine
+  }
+
+  const immediate: Immediate = {
+    admit: (cost, permit, options = none) => {
+      const at = now()
+      if (permit) {
+        const free = permits - taken
+        // The one that is first in order keeps a permit.
+        if (free <= 0 || (options.protect !== undefined && free < 2)) return noPermit
+        if (
+          byTenant !== undefined && free !== Number.POSITIVE_INFINITY
+          && free <= byTenant.keptPermits(byTenant.get(options.tenant, at), permits)
+        ) return noKeptPermit
+      }
+      const admission = admit(generation, cost, permit, options, byTenant, at)
+      if (permit && admission._tag === "Admitted") taken++
+      return admission
+    },
+    predict: (cost, ahead, tenant) => {
+      const at = now()
+      return Math.max(
+        predict(generation.states, cost, ahead, at),
+        byTenant === undefined ? 0 : predict(byTenant.get(tenant, at).own, cost, ahead, at)
+      )
+    },
+    exceeds: (cost, tenant) => {
+      const at = now()
+      return excessOf(generation.states, byTenant, byTenant?.get(tenant, at), cost, at)
+    },
+    settle: (reservation, usage) => {
+      const at = now()
+      return settle(current(reservation, at), usage, at)
+    },
+    complete: (reservation) => {
+      const at = now()
+      complete(current(reservation, at), at)
+    },
+    giveBack: (reservation, permit) => {
+      const at = now()
+      if (giveBack(current(reservation, at), at) && permit) immediate.releasePermit()
+    },
+    observe: (reservation, observations) => {
+      const at = now()
+      observe(current(reservation, at), observations, at)
+    },
+    refuse: (reservation, refusal, observations) => {
+      const at = now()
+      refuse(current(reservation, at), refusal, observations, at)
+    },
+    // A permit that nobody holds must not raise the limit.
+    releasePermit: () => {
+      taken = Math.max(0, taken - 1)
     }
-    if (semaphore === undefined) {
-      semaphore = yield* Semaphore.make(Math.max(limit, taken))
-      yield* semaphore.takeIfAvailable(taken)
-    }
-    yield* semaphore.resize(limit)
-  })
+  }
 
   const limiter: RateLimiter.Limiter = {
-    admit: (cost, permit, options = none) => {
-      const charged = step((generation, now) => {
-        const admission = admit(generation, cost, permit, options, byTenant, now)
-        if (semaphore === undefined && permit && admission._tag === "Admitted") unlimited++
-        return admission
-      })
-      if (semaphore === undefined || permits === undefined || !permit) return charged
-      const most = permits
-      const chargedOrReleased = Effect.flatMap(
-        charged,
-        (admission) => Effect.as(admission._tag === "Admitted" ? Effect.void : releasePermit, admission)
-      )
-      const taken = Effect.flatMap(
-        semaphore.takeIfAvailable(1),
-        (taken) => taken ? chargedOrReleased : noPermit
-      )
-      if (byTenant === undefined && options.protect === undefined) return taken
-      return Effect.flatMap(semaphore.release(0), (free) => {
-        // The one that is first in order keeps a permit.
-        if (options.protect !== undefined && free < 2) return noPermit
-        if (free === 0 || byTenant === undefined) return taken
-        const tenant = byTenant.get(options.tenant, now())
-        return free > byTenant.keptPermits(tenant, most) ? taken : noKeptPermit
-      })
-    },
-    predict: (cost, ahead, tenant) =>
-      step(({ states }, now) =>
-        Math.max(
-          predict(states, cost, ahead, now),
-          byTenant === undefined ? 0 : predict(byTenant.get(tenant, now).own, cost, ahead, now)
-        )
-      ),
-    exceeds: (cost, tenant) =>
-      step(({ states }, now) => excessOf(states, byTenant, byTenant?.get(tenant, now), cost, now)),
-    settle: (reservation, usage) => of(reservation, (mine, now) => settle(mine, usage, now)),
-    complete: (reservation) => of(reservation, complete),
-    giveBack: (reservation, permit) =>
-      Effect.flatMap(
-        of(reservation, giveBack),
-        (given) => given && permit ? releasePermit : Effect.void
-      ),
-    observe: (reservation, observations) => of(reservation, (mine, now) => observe(mine, observations, now)),
+    admit: (cost, permit, options) => Effect.sync(() => immediate.admit(cost, permit, options)),
+    predict: (cost, ahead, tenant) => Effect.sync(() => immediate.predict(cost, ahead, tenant)),
+    exceeds: (cost, tenant) => Effect.sync(() => immediate.exceeds(cost, tenant)),
+    settle: (reservation, usage) => Effect.sync(() => immediate.settle(reservation, usage)),
+    complete: (reservation) => Effect.sync(() => immediate.complete(reservation)),
+    giveBack: (reservation, permit) => Effect.sync(() => immediate.giveBack(reservation, permit)),
+    observe: (reservation, observations) => Effect.sync(() => immediate.observe(reservation, observations)),
     refuse: (reservation, refusal, observations) =>
-      of(reservation, (mine, now) => refuse(mine, refusal, observations, now)),
+      Effect.sync(() => immediate.refuse(reservation, refusal, observations)),
     update: (next) =>
-      Effect.andThen(
-        Ref.update(generation, (generation) => {
-          const at = now()
-          limits = next
-          byTenant?.update(windowed(next), at)
-          return update(generation, windowed(next), (limit) => makeState(limit, at), at)
-        }),
-        Effect.suspend(() => setConcurrency(concurrency(next)))
-      ),
-    releasePermit,
-    usage: Effect.gen(function*() {
-      const free = semaphore === undefined ? 0 : yield* semaphore.release(0)
-      return yield* step(({ states }, now) => {
-        let index = 0
-        return limits.map((limit): RateLimiter.Usage => {
-          if (limit.timePeriod !== undefined) return states[index++]!.usage(now)
-          const used = limit.limit - free
-          return {
-            type: limit.type,
-            limit: limit.limit,
-            enforced: limit.limit,
-            pausedFor: undefined,
-            timePeriod: undefined,
-            margin: Duration.zero,
-            used,
-            available: Math.max(0, free),
-            timeUntilNextCapacity: free > 0 ? Duration.zero : undefined
-          }
-        })
+      Effect.sync(() => {
+        const at = now()
+        limits = next
+        byTenant?.update(windowed(next), at)
+        generation = update(generation, windowed(next), (limit) => makeState(limit, at), at)
+        permits = concurrency(next)
+      }),
+    releasePermit: Effect.sync(immediate.releasePermit),
+    usage: Effect.sync(() => {
+      const at = now()
+      let index = 0
+      return limits.map((limit): RateLimiter.Usage => {
+        if (limit.timePeriod !== undefined) return generation.states[index++]!.usage(at)
+        const available = Math.max(0, permits - taken)
+        return {
+          type: limit.type,
+          limit: limit.limit,
+          enforced: limit.limit,
+          pausedFor: undefined,
+          timePeriod: undefined,
+          margin: Duration.zero,
+          used: taken,
+          available,
+          timeUntilNextCapacity: available > 0 ? Duration.zero : undefined
+        }
       })
     })
   }
+  immediates.set(limiter, immediate)
   return limiter
 })
