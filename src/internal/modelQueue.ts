@@ -51,12 +51,14 @@ import {
 import { estimate, type Estimated, largestShare, tooLarge } from "./estimate.ts"
 import { Heap } from "./heap.ts"
 import { charge, countsTokens, failsWhenExceeded, isAboutConcurrency } from "./limitState.ts"
+import { immediately } from "./memoryLimiter.ts"
 import { failureHeaders } from "./provider/classify.ts"
 import { ProviderGate } from "./providerGate.ts"
 import * as requestContext from "./requestContext.ts"
 import * as requestId from "./requestId.ts"
 import { Scheduler } from "./scheduler.ts"
 import * as settings from "./settings.ts"
+import { begin, type Step, toEffect, waitFor } from "./step.ts"
 import * as streams from "./streams.ts"
 import * as time from "./time.ts"
 import * as tokenEstimator from "./tokenEstimator.ts"
@@ -149,8 +151,6 @@ type Blocked = Extract<RateLimiter.Admission, { readonly _tag: "Blocked" }>
 /** Wakes the dispatcher without bringing a request. */
 const wakeUp = Symbol()
 
-const noUsage: Effect.Effect<RateLimiter.Tokens | undefined> = Effect.undefined
-
 /** Runs to its end whatever happens to who waits for it. */
 export const unstoppable = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.uninterruptibleMask((restore) =>
@@ -210,6 +210,9 @@ const keptRefusals = 16
 /** How many requests are looked at when the first one is blocked. */
 const looksBehind = 8
 
+/** How many requests are admitted before other fibers have their turn. */
+const admissionsAtOnce = 128
+
 /** The shortest sleep, in milliseconds: any clock moves on by it, whatever the rounding of its readings. */
 const resolution = 0.001
 
@@ -226,6 +229,8 @@ export const make = Effect.fnUntraced(function*(
   const now = time.monotonic(clock)
   const scope = yield* Scope.make()
   const limiter = yield* limiters.make(modelId, config.limits, config.tenantLimits).pipe(Scope.provide(scope))
+  /** `undefined` for a limiter that may take time. */
+  const immediate = immediately(limiter)
   const intake = yield* Queue.unbounded<Entry | typeof wakeUp>()
   const bell = yield* Queue.sliding<void>(1)
   const drained = yield* Deferred.make<void>()
@@ -280,6 +285,8 @@ export const make = Effect.fnUntraced(function*(
   const letters = new DeadLetters(modelId, config.letterCount, config.letterAge, now, (at) => due(at))
   let woken = false
   let nextDue = Number.POSITIVE_INFINITY
+
+  const fork = Effect.runForkWith(context)
 
   // ---------------------------------------------------------------------------------------------------------------
   // Waking the two fibers
@@ -853,32 +860,27 @@ export const make = Effect.fnUntraced(function*(
   // Processing
   // ---------------------------------------------------------------------------------------------------------------
 
-  const readUsage = (exit: Exit.Exit<unknown, ProcessorFailure>): Effect.Effect<RateLimiter.Tokens | undefined> => {
-    if (config.usage === undefined || !Exit.isSuccess(exit)) return noUsage
-    let problem: string
+  /** What a result used, or what is wrong with what it says. */
+  const readUsage = (exit: Exit.Exit<unknown, ProcessorFailure>): RateLimiter.Tokens | string | undefined => {
+    if (config.usage === undefined || !Exit.isSuccess(exit)) return undefined
     try {
       const usage = settings.usage(config.usage(exit.value))
-      if ("inputTokens" in usage) return Effect.succeed(usage)
-      problem = usage.join("; ")
+      return "inputTokens" in usage ? usage : usage.join("; ")
     } catch (error) {
-      problem = `it threw ${settings.show(error)}`
+      return `it threw ${settings.show(error)}`
     }
-    return Effect.as(
-      Effect.logWarning(
-        `The usage of a result of model ${modelId} cannot be read, its estimate stays charged: ${problem}`
-      ),
-      undefined
-    )
+  }
+
+  const settled = (entry: Entry, usage: RateLimiter.Tokens, settlement: RateLimiter.Settlement) => {
+    if (settlement !== "alreadySettled") entry.usage ??= usage
+    scheduler.happened(entry.tenant)
+    if (entry.outcome?.status === "completed") learn(entry)
+    wake()
+    return settlement
   }
 
   const settle = (entry: Entry, usage: RateLimiter.Tokens): Effect.Effect<RateLimiter.Settlement> =>
-    Effect.map(limiter.settle(entry.reservation!, usage), (settlement) => {
-      if (settlement !== "alreadySettled") entry.usage ??= usage
-      scheduler.happened(entry.tenant)
-      if (entry.outcome?.status === "completed") learn(entry)
-      wake()
-      return settlement
-    })
+    Effect.map(limiter.settle(entry.reservation!, usage), (settlement) => settled(entry, usage, settlement))
 
   /** What was cut short says nothing about what requests use. */
   const learn = (entry: Entry) => {
@@ -897,8 +899,11 @@ export const make = Effect.fnUntraced(function*(
     }
   }
 
-  /** The processor's fiber is ending: its permit goes to whoever runs on it, back to its lender, or back. */
-  const returnPermit = (entry: Entry): Effect.Effect<void> => {
+  /**
+   * The processor's fiber is ending: its permit goes to whoever runs on it, back to its lender, or, as this tells, to the
+   * limiter.
+   */
+  const returnsPermit = (entry: Entry): boolean => {
     const { borrower, holdsPermit, lender } = entry
     entry.holdsPermit = false
     entry.lender = entry.borrower = undefined
@@ -907,9 +912,9 @@ export const make = Effect.fnUntraced(function*(
       borrower.lender = lender
     }
     if (lender !== undefined) lender.borrower = borrower
-    if (!holdsPermit || borrower !== undefined) return Effect.void
+    if (!holdsPermit || borrower !== undefined) return false
     held--
-    return limiter.releasePermit
+    return true
   }
 
   const outcomeOf = (entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): Outcome => {
@@ -931,12 +936,12 @@ export const make = Effect.fnUntraced(function*(
         : Effect.interrupt
     })
 
-  /** A step that a foreign limiter, a logger or a usage callback can break: no request is kept from its end by it. */
-  const survived = (step: () => Effect.Effect<unknown>): Effect.Effect<unknown> =>
-    Effect.catchCause(
-      Effect.suspend(step),
-      (cause) => Effect.exit(Effect.logError(`The end of a request of model ${modelId} went wrong`, cause))
-    )
+  /** What a foreign limiter or a logger can break: no request is kept from its end by it. */
+  const survive = function*(effect: () => Effect.Effect<unknown>): Step<void> {
+    const exit = yield* waitFor(Effect.exit(Effect.suspend(effect)))
+    if (Exit.isSuccess(exit)) return
+    yield* waitFor(Effect.exit(Effect.logError(`The end of a request of model ${modelId} went wrong`, exit.cause)))
+  }
 
   /** What a failure means when it is the provider's, and what its headers say. */
   const readFailure = (cause: Cause.Cause<ProcessorFailure>, { settings: { profile } }: ProviderGate) => {
@@ -1037,12 +1042,12 @@ export const make = Effect.fnUntraced(function*(
     for (const waiter of emptied) lend(waiter, entry)
   }
 
-  const finishRefused = Effect.fnUntraced(function*(
+  const finishRefused = function*(
     entry: Entry,
     cause: Cause.Cause<ProcessorFailure>,
     { observations, refusal }: NonNullable<ReturnType<typeof readFailure>>,
     gate: ProviderGate
-  ) {
+  ): Step<void> {
     gate.refusals[refusal.kind]++
     const failed = refusal.kind === "overload" || refusal.kind === "transient"
     // Then it was accepted, and what it has produced is charged.
@@ -1055,13 +1060,13 @@ export const make = Effect.fnUntraced(function*(
       gate.limited(refusal, entry.dispatchedAt!, running.size, now())
     }
     const outcome = endOf(entry, cause, refusal)
-    yield* survived(() =>
+    yield* survive(() =>
       refusal.kind === "transient" || hasBegun
         ? Effect.andThen(limiter.observe(entry.reservation!, observations), limiter.complete(entry.reservation!))
         : limiter.refuse(entry.reservation!, refusal, observations)
     )
-    yield* survived(() => returnPermit(entry))
-    const delay = entry.outcome === undefined ? yield* delayOf(entry, refusal, gate) : undefined
+    if (returnsPermit(entry)) yield* survive(() => limiter.releasePermit)
+    const delay = entry.outcome === undefined ? yield* waitFor(delayOf(entry, refusal, gate)) : undefined
     running.delete(entry)
     entry.fiber = undefined
     scheduler.happened(entry.tenant)
@@ -1081,47 +1086,53 @@ export const make = Effect.fnUntraced(function*(
     for (const list of [suspended, waiting]) {
       while (list.first !== undefined) fail(list.first, quotaExhausted(list.first.id))
     }
-  })
+  }
 
   /** After the fiber of the attempt has ended, and its children with it. */
-  const finish = (entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): Effect.Effect<void> => {
-    let unread: Effect.Effect<unknown> = Effect.void
+  const finish = function*(entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): Step<void> {
     if (gate !== undefined) {
       let failure: ReturnType<typeof readFailure>
       try {
         failure = Exit.isSuccess(exit) ? undefined : readFailure(exit.cause, gate)
       } catch (error) {
         // Then it is not the provider's.
-        unread = survived(() => Effect.die(error))
+        yield* survive(() => Effect.die(error))
       }
-      if (Exit.isFailure(exit) && failure !== undefined) return finishRefused(entry, exit.cause, failure, gate)
+      if (Exit.isFailure(exit) && failure !== undefined) return yield* finishRefused(entry, exit.cause, failure, gate)
       if (Exit.isSuccess(exit)) gate.answered(entry, true, now())
       else gate.ended(entry)
     }
     const outcome = entry.outcome === undefined ? entry.produced = outcomeOf(entry, exit) : entry.outcome
-    const settled = survived(() =>
-      Effect.flatMap(readUsage(exit), (usage) => usage === undefined ? Effect.void : settle(entry, usage))
-    )
-    return Effect.andThen(unread, settled)
-      .pipe(
-        Effect.andThen(survived(() => limiter.complete(entry.reservation!))),
-        Effect.andThen(survived(() => returnPermit(entry))),
-        Effect.andThen(Effect.sync(() => {
-          running.delete(entry)
-          exempt.delete(entry)
-          entry.fiber = entry.span = undefined
-          scheduler.happened(entry.tenant)
-          wake()
-          if (outcome.status === "completed") {
-            learn(entry)
-            const weight = 1 / Math.min(++processing.counted, 100)
-            processing.mean += weight * (now() - entry.dispatchedAt! - processing.mean)
-          }
-          if (end(entry, outcome)) return
-          entry.request = undefined
-          checkDrained()
-        }))
+    const usage = readUsage(exit)
+    if (typeof usage === "string") {
+      yield* survive(() =>
+        Effect.logWarning(
+          `The usage of a result of model ${modelId} cannot be read, its estimate stays charged: ${usage}`
+        )
       )
+    } else if (usage !== undefined) {
+      if (immediate === undefined) yield* survive(() => settle(entry, usage))
+      else settled(entry, usage, immediate.settle(entry.reservation!, usage))
+    }
+    if (immediate === undefined) yield* survive(() => limiter.complete(entry.reservation!))
+    else immediate.complete(entry.reservation!)
+    if (returnsPermit(entry)) {
+      if (immediate === undefined) yield* survive(() => limiter.releasePermit)
+      else immediate.releasePermit()
+    }
+    running.delete(entry)
+    exempt.delete(entry)
+    entry.fiber = entry.span = undefined
+    scheduler.happened(entry.tenant)
+    wake()
+    if (outcome.status === "completed") {
+      learn(entry)
+      const weight = 1 / Math.min(++processing.counted, 100)
+      processing.mean += weight * (now() - entry.dispatchedAt! - processing.mean)
+    }
+    if (end(entry, outcome)) return
+    entry.request = undefined
+    checkDrained()
   }
 
   const dispatch = (entry: Entry, reservation: RateLimiter.Reservation) => {
@@ -1148,18 +1159,18 @@ export const make = Effect.fnUntraced(function*(
       inner = Context.add(inner, requestContext.CurrentRequestContext, entry.context)
     }
     if (entry.span !== undefined) inner = Context.add(inner, Tracer.ParentSpan, entry.span)
-    Effect.runForkWith(inner)(attempt(entry, request)).addObserver((exit) => {
-      Effect.runForkWith(context)(finish(entry, exit))
-    })
+    Effect.runForkWith(inner)(attempt(entry, request)).addObserver((exit) => begin(finish(entry, exit), fork))
   }
 
   // ---------------------------------------------------------------------------------------------------------------
   // Dispatcher
   // ---------------------------------------------------------------------------------------------------------------
 
-  const drainIntake = (messages: ReadonlyArray<Entry | typeof wakeUp>) => {
+  const drainIntake = () => {
     woken = false
-    for (const entry of messages) {
+    for (let taken = Queue.takeUnsafe(intake); taken !== undefined; taken = Queue.takeUnsafe(intake)) {
+      if (Exit.isFailure(taken)) return
+      const entry = taken.value
       if (entry === wakeUp || entry.outcome !== undefined) continue
       if (entry.notBefore > now()) entry.delayed = delayed.add(entry.notBefore, entry)
       else putInOrder(entry)
@@ -1219,24 +1230,32 @@ export const make = Effect.fnUntraced(function*(
     entry.nested ? gate.closedFor(now()) : gate.wait(now(), running.size)
 
   /** Dispatches an admitted request, on its own permit or on its lender's, unless one of them left meanwhile. */
-  const use = (entry: Entry, reservation: RateLimiter.Reservation, lender?: Entry): Effect.Effect<void> =>
-    Effect.suspend(() => {
-      const left = entry.outcome !== undefined || (lender !== undefined && lenderOf(entry) !== lender)
-      const mustWait = isPaused && state === "open" && !entry.nested
-      if (left || mustWait || (gate !== undefined && gateWait(entry, gate) > 0)) {
-        scheduler.happened(entry.tenant)
-        return limiter.giveBack(reservation, lender === undefined)
-      }
-      if (lender === undefined) {
-        entry.holdsPermit = true
-        held++
-      } else {
-        entry.lender = lender
-        lender.borrower = entry
-      }
-      dispatch(entry, reservation)
-      return Effect.void
-    })
+  const use = function*(entry: Entry, reservation: RateLimiter.Reservation, lender?: Entry): Step<void> {
+    const left = entry.outcome !== undefined || (lender !== undefined && lenderOf(entry) !== lender)
+    const mustWait = isPaused && state === "open" && !entry.nested
+    if (left || mustWait || (gate !== undefined && gateWait(entry, gate) > 0)) {
+      scheduler.happened(entry.tenant)
+      return yield* waitFor(limiter.giveBack(reservation, lender === undefined))
+    }
+    if (lender === undefined) {
+      entry.holdsPermit = true
+      held++
+    } else {
+      entry.lender = lender
+      lender.borrower = entry
+    }
+    dispatch(entry, reservation)
+  }
+
+  const admit = function*(
+    cost: RateLimiter.Cost,
+    permit: boolean,
+    options: RateLimiter.AdmitOptions
+  ): Step<RateLimiter.Admission> {
+    return immediate === undefined
+      ? yield* waitFor(limiter.admit(cost, permit, options))
+      : immediate.admit(cost, permit, options)
+  }
 
   /** Whether only the tenant of a request is kept back. */
   const isHeld = ({ scope }: Blocked): boolean => scope !== undefined && scope !== "model"
@@ -1245,7 +1264,7 @@ export const make = Effect.fnUntraced(function*(
    * Lets a request go before the first one, which is blocked by something that this one takes less of, if that cannot
    * delay it. Says how long until one can: 0 when one went.
    */
-  const pass = Effect.fnUntraced(function*(first: Entry, { by, wait }: Blocked) {
+  const pass = function*(first: Entry, { by, wait }: Blocked): Step<number> {
     if (by === "concurrent" || wait === Number.POSITIVE_INFINITY || first.passed >= config.bypass) return wait
     // It may have left while the limiter was asked.
     if (first.order === undefined) return 0
@@ -1253,7 +1272,7 @@ export const make = Effect.fnUntraced(function*(
     let least = wait
     for (const entry of limit === undefined ? [] : scheduler.behind(first, looksBehind)) {
       if (charge(limit!, entry.cost) >= charge(limit!, first.cost)) continue
-      const admission = yield* limiter.admit(entry.cost, true, { tenant: entry.tenant, protect: first.cost })
+      const admission = yield* admit(entry.cost, true, { tenant: entry.tenant, protect: first.cost })
       // It fails when it is its turn.
       if (admission._tag === "Exceeded") continue
       if (admission._tag === "Blocked") {
@@ -1265,13 +1284,10 @@ export const make = Effect.fnUntraced(function*(
       return 0
     }
     return least
-  })
+  }
 
-  /**
-   * Admits one request, or says how long nothing can be: 0 when the limiter admitted one. Uninterruptible, so that the
-   * closing of the queue does not lose what the limiter has given.
-   */
-  const admitNext = Effect.fnUntraced(function*() {
+  /** Admits one request, or says how long nothing can be: 0 when the limiter admitted one. */
+  const admitNext = function*(): Step<number> {
     // What is being processed may wait for nested requests, so these go first. One that lacks a permit holds back
     // nobody: its siblings have it, and may in turn wait for a nested request behind it.
     let hasPermit = true
@@ -1279,14 +1295,14 @@ export const make = Effect.fnUntraced(function*(
     let heldWait = Number.POSITIVE_INFINITY
     for (const entry of nested.size === 0 || nestedWait > 0 ? [] : Array.from(nested)) {
       if (entry.outcome !== undefined) continue
-      let admission = hasPermit ? yield* limiter.admit(entry.cost, true, entry) : undefined
+      let admission = hasPermit ? yield* admit(entry.cost, true, entry) : undefined
       let lender: Entry | undefined
       if (admission === undefined || (admission._tag === "Blocked" && admission.by === "concurrent")) {
         // Then there is none for the others either: the limiter, which may be far away, is asked once.
         if (admission === undefined || !isHeld(admission)) hasPermit = false
         lender = lenderOf(entry)
         if (lender === undefined) continue
-        admission = yield* limiter.admit(entry.cost, false, entry)
+        admission = yield* admit(entry.cost, false, entry)
       }
       if (admission._tag === "Admitted") {
         yield* use(entry, admission.reservation, lender)
@@ -1325,11 +1341,11 @@ export const make = Effect.fnUntraced(function*(
         : Math.min(nestedWait, wait)
     }
     const { changes } = scheduler
-    let admission = yield* limiter.admit(head.cost, true, head)
+    let admission = yield* admit(head.cost, true, head)
     let lender: Entry | undefined
     if (admission._tag === "Blocked" && admission.by === "concurrent" && !isHeld(admission)) {
       lender = lenderOf(head)
-      if (lender !== undefined) admission = yield* limiter.admit(head.cost, false, head)
+      if (lender !== undefined) admission = yield* admit(head.cost, false, head)
     }
     if (admission._tag === "Admitted") {
       yield* use(head, admission.reservation, lender)
@@ -1345,14 +1361,26 @@ export const make = Effect.fnUntraced(function*(
       scheduler.hold(head, now() + admission.wait, admission.scope === "tenant" ? "itself" : "others", changes)
     }
     return 0
-  }, Effect.uninterruptible)
+  }
+
+  /** Admits what can be, some at a time, and says how long nothing can be. */
+  const admitSome = function*(): Step<number> {
+    for (let i = 0; i < admissionsAtOnce; i++) {
+      drainIntake()
+      const delay = Math.min(resumeDelayed(), scheduler.resume(now()) - now())
+      const wait = Math.min(delay, yield* admitNext())
+      if (wait > 0 && Queue.sizeUnsafe(intake) === 0) return wait
+    }
+    return 0
+  }
 
   const dispatcher = Effect.gen(function*() {
     while (true) {
-      if (Queue.sizeUnsafe(intake) > 0) drainIntake(yield* Queue.clear(intake))
-      const delay = Math.min(resumeDelayed(), scheduler.resume(now()) - now())
-      const wait = Math.min(delay, yield* admitNext())
-      if (wait > 0 && Queue.sizeUnsafe(intake) === 0) {
+      // Uninterruptible, so that the closing of the queue does not lose what the limiter has given.
+      const wait = yield* Effect.uninterruptible(toEffect(admitSome))
+      if (wait === 0) {
+        yield* Effect.yieldNow
+      } else if (Queue.sizeUnsafe(intake) === 0) {
         if (stalled.size > 0 && isWaitedFor()) { for (const goOn of Array.from(stalled)) outside(goOn) }
         yield* sleepUntilOr(now() + wait, Queue.peek(intake))
       }
