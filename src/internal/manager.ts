@@ -4,6 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import * as Tracer from "effect/Tracer"
 import type * as ModelConfig from "../ModelConfig.ts"
 import * as QueueError from "../QueueError.ts"
 import type * as QueueManager from "../QueueManager.ts"
@@ -46,6 +47,9 @@ export const streamRegistration = <R>(model: ModelConfig.AnyStream, processor: u
   )
 
 type StreamOf = Parameters<typeof streams.processor>[1]
+
+const notRegistered = (model: AnyModel | string) =>
+  Effect.fail(new QueueError.ModelNotRegistered({ modelId: settings.nameOf(idOf(model)) }))
 
 const idOf = (model: AnyModel | string): string => typeof model === "string" ? model : model.modelId
 
@@ -97,9 +101,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
   const queueOf = (model: AnyModel | string): Effect.Effect<modelQueue.ModelQueue, QueueError.ModelNotRegistered> =>
     Effect.suspend(() => {
       const queue = queues.get(idOf(model))
-      return queue === undefined
-        ? Effect.fail(new QueueError.ModelNotRegistered({ modelId: settings.nameOf(idOf(model)) }))
-        : Effect.succeed(queue)
+      return queue === undefined ? notRegistered(model) : Effect.succeed(queue)
     })
 
   // ---------------------------------------------------------------------------------------------------------------
@@ -233,13 +235,18 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
   // Service
   // ---------------------------------------------------------------------------------------------------------------
 
-  const submitRequest = Effect.fn("QueueManager.submitRequest")((request: AnyRequest) =>
-    Effect.flatMap(
-      queueOf(request.model),
-      (queue): Effect.Effect<Snapshot, Failure> =>
-        request.waitForCompletion ? queue.submit(request) : queue.accept(request)
-    )
-  )
+  const submitRequest = (request: AnyRequest): Effect.Effect<Snapshot, Failure> =>
+    Effect.withFiber((fiber): Effect.Effect<Snapshot, Failure> => {
+      const queue = queues.get(idOf(request.model))
+      if (queue === undefined) return notRegistered(request.model)
+      const submission: Effect.Effect<Snapshot, Failure> = request.waitForCompletion
+        ? queue.submit(request)
+        : queue.accept(request)
+      // The native tracer shows its spans to nobody.
+      return fiber.getRef(Tracer.Tracer) === Tracer.nativeTracer
+        ? submission
+        : Effect.withSpan(submission, "QueueManager.submitRequest")
+    })
 
   return typed({
     registerQueue: (model: AnyModel, processor: modelQueue.Processor) =>

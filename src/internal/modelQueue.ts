@@ -14,6 +14,7 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import { identity } from "effect/Function"
 import * as Pull from "effect/Pull"
 import * as Queue from "effect/Queue"
 import * as Schedule from "effect/Schedule"
@@ -713,6 +714,8 @@ export const make = Effect.fnUntraced(function*(
   const isLateFor = (entry: Entry, gate: ProviderGate): boolean =>
     config.failEarly && !entry.nested && gate.closedFor(now()) >= entry.timeout
 
+  const mustWaitForRoom = (entry: Entry) => !entry.nested && (!hasRoom() || suspended.size > 0)
+
   /** Lets a request in, or says why not. */
   const enter = (entry: Entry, submitter: Entry | undefined): QueueError.AcceptError | undefined => {
     if (entries.has(entry.id)) return new QueueError.DuplicateRequest({ modelId, requestId: entry.id })
@@ -723,12 +726,12 @@ export const make = Effect.fnUntraced(function*(
       return unavailable(entry, gate.reason, reopensIn(gate))
     }
     // A processor that waits for room in its own queue could be what the room waits for.
-    const mayWait = config.strategy === "suspend" && !isProcessing(submitter)
-    if (!entry.nested && !hasRoom() && !mayWait && config.strategy !== "dropOldest") return queueFull(entry.id)
+    const mayWait = config.strategy !== "reject" && !(config.strategy === "suspend" && isProcessing(submitter))
+    if (!entry.nested && !hasRoom() && !mayWait) return queueFull(entry.id)
     entries.set(entry.id, entry)
     setDeadline(entry, entry.submittedAt + entry.timeout)
     if (submitter !== undefined && entry.request!.waitForCompletion) beginWaiting(submitter, entry)
-    if (entry.nested || (hasRoom() && suspended.size === 0)) {
+    if (!mustWaitForRoom(entry)) {
       enqueue(entry)
     } else if (config.strategy === "dropOldest") {
       let oldest = waiting.first
@@ -793,22 +796,40 @@ export const make = Effect.fnUntraced(function*(
       (excess) => excess === undefined ? Effect.void : Effect.fail(budgetExceeded(entry, excess))
     )
 
-  /** Lets a request in and goes on with it. */
+  /** What has to be asked before a request is let in, if anything. */
+  const asked = (
+    entry: Entry
+  ): Effect.Effect<void, QueueError.QueueTimeout | QueueError.BudgetExceeded> | undefined => {
+    const mayBeLate = config.failEarly && windows > 0 && entry.timeout !== Number.POSITIVE_INFINITY && !entry.nested
+    if (!mayExceed(entry.tenant)) return mayBeLate ? inTime(entry) : undefined
+    return mayBeLate ? Effect.andThen(affordable(entry), inTime(entry)) : affordable(entry)
+  }
+
+  /** Lets a request in and goes on with it, in one step. `then` is called where nothing can interrupt. */
   const admitToQueue = <A, E>(
     request: AnyRequest,
-    restore: <B, F>(effect: Effect.Effect<B, F>) => Effect.Effect<B, F>,
-    then: (entry: Entry) => Effect.Effect<A, E>
+    then: (
+      entry: Entry,
+      restore: <B, F>(effect: Effect.Effect<B, F>) => Effect.Effect<B, F>
+    ) => Effect.Effect<A, E>
   ): Effect.Effect<A, E | QueueError.AcceptError | QueueError.QueueTimeout> =>
     Effect.withFiber((fiber) => {
       const entry = prepare(request, fiber)
       if (!("queue" in entry)) return Effect.fail(entry)
-      const go = (): Effect.Effect<A, E | QueueError.AcceptError> => {
-        const refused = enter(entry, fiber.getRef(CurrentEntry))
-        return refused === undefined ? then(entry) : Effect.fail(refused)
+      const submitter = fiber.getRef(CurrentEntry)
+      const question = asked(entry)
+      // Nothing to wait for, before or after it.
+      if (question === undefined && !request.waitForCompletion && !mustWaitForRoom(entry)) {
+        const refused = enter(entry, submitter)
+        return refused === undefined ? then(entry, identity) : Effect.fail(refused)
       }
-      const mayBeLate = config.failEarly && windows > 0 && entry.timeout !== Number.POSITIVE_INFINITY && !entry.nested
-      const inTimeOrGo = () => mayBeLate ? Effect.flatMap(restore(inTime(entry)), go) : go()
-      return mayExceed(entry.tenant) ? Effect.flatMap(restore(affordable(entry)), inTimeOrGo) : inTimeOrGo()
+      return Effect.uninterruptibleMask((restore) => {
+        const go = (): Effect.Effect<A, E | QueueError.AcceptError> => {
+          const refused = enter(entry, submitter)
+          return refused === undefined ? then(entry, restore) : Effect.fail(refused)
+        }
+        return question === undefined ? go() : Effect.flatMap(restore(question), go)
+      })
     })
 
   const doneOf = (entry: Entry): Deferred.Deferred<Entry> => entry.done ??= Deferred.makeUnsafe()
@@ -829,32 +850,28 @@ export const make = Effect.fnUntraced(function*(
     entry.outcome !== undefined ? result(entry) : Effect.flatMap(Deferred.await(doneOf(entry)), result)
 
   const submit: ModelQueue["submit"] = (request) =>
-    Effect.uninterruptibleMask((restore) =>
-      admitToQueue(request, restore, (entry) =>
-        Effect.onInterrupt(
-          restore(Effect.suspend(() => awaitEnd(entry))),
-          () => Effect.sync(() => abort(entry, { status: "cancelled" }))
-        ))
-    )
+    admitToQueue(request, (entry, restore) =>
+      Effect.onInterrupt(
+        restore(Effect.suspend(() => awaitEnd(entry))),
+        () => Effect.sync(() => abort(entry, { status: "cancelled" }))
+      ))
 
   const accept: ModelQueue["accept"] = (request, entered) =>
-    Effect.uninterruptibleMask((restore) =>
-      admitToQueue(request, restore, (entry) => {
-        const pending = { ...response(entry, now()), status: "pending" as const }
-        // Before anybody else knows of it, who may let it in, or end it.
-        if (entry.state === "suspended") entry.accepted = Deferred.makeUnsafe()
-        entered?.(entry)
-        if (entry.accepted === undefined) return Effect.succeed(pending)
-        return Effect.onInterrupt(
-          Effect.flatMap(restore(Deferred.await(entry.accepted)), () => {
-            if (entry.state !== "suspended") return Effect.succeed(pending)
-            // Whatever ends a request before its acceptance is a reason not to accept it.
-            return Effect.as(Effect.mapError(result(entry), (error) => error as QueueError.AcceptError), pending)
-          }),
-          () => Effect.sync(() => entry.state === "suspended" && end(entry, { status: "cancelled" }))
-        )
-      })
-    )
+    admitToQueue(request, (entry, restore) => {
+      const pending = { ...response(entry, now()), status: "pending" as const }
+      // Before anybody else knows of it, who may let it in, or end it.
+      if (entry.state === "suspended") entry.accepted = Deferred.makeUnsafe()
+      entered?.(entry)
+      if (entry.accepted === undefined) return Effect.succeed(pending)
+      return Effect.onInterrupt(
+        Effect.flatMap(restore(Deferred.await(entry.accepted)), () => {
+          if (entry.state !== "suspended") return Effect.succeed(pending)
+          // Whatever ends a request before its acceptance is a reason not to accept it.
+          return Effect.as(Effect.mapError(result(entry), (error) => error as QueueError.AcceptError), pending)
+        }),
+        () => Effect.sync(() => entry.state === "suspended" && end(entry, { status: "cancelled" }))
+      )
+    })
 
   // ---------------------------------------------------------------------------------------------------------------
   // Processing
