@@ -30,7 +30,7 @@ import {
   response,
   type Snapshot
 } from "./entry.ts"
-import type { ModelQueue } from "./modelQueue.ts"
+import type { Events, ModelQueue } from "./modelQueue.ts"
 import * as requestContext from "./requestContext.ts"
 import * as requestId from "./requestId.ts"
 import * as settings from "./settings.ts"
@@ -119,11 +119,14 @@ export const make = (
   config: settings.Settings,
   store: ResultStore.ResultStore | undefined,
   clock: Clock.Clock,
-  publish: (snapshot: () => Snapshot) => void
+  events: Events
 ): ModelQueue => {
   const { modelId } = config
   const { keep } = config.deduplicate
   const now = time.monotonic(clock)
+  const publish = (snapshot: () => Snapshot) => {
+    if (events.areRead()) events.publish(snapshot())
+  }
   const flights = new Map<string, Flight>()
   const calls = new Set<string>()
   /** Those that share a call now, and those that have, as long as they are retained; in the order of their ends. */

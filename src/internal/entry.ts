@@ -68,7 +68,7 @@ export interface Entry {
   context: RequestContext
   span: Tracer.AnySpan | undefined
   /** Requests, of any queue, whose processors wait for its end; each as often as it does. */
-  readonly awaitedBy: Array<Entry>
+  awaitedBy: ReadonlyArray<Entry>
   /** What its processor waits for. */
   awaits: Set<Entry> | undefined
   /** Some request that the same queue processes waits for it, directly or over others. */
@@ -79,7 +79,7 @@ export interface Entry {
   /** When the first element of its stream was there. */
   firstElementAt: number | undefined
   /** The latest ones that were followed by another attempt. */
-  readonly refusals: Array<QueueResponse.RefusedAttempt>
+  refusals: ReadonlyArray<QueueResponse.RefusedAttempt>
   /** When it began to wait: at its submission, or at the end of the attempt before. */
   waitsSince: number
   /** Of the current attempt. */
@@ -124,8 +124,12 @@ export const CurrentEntry = Context.Reference<Entry | undefined>("effect-llm-que
   defaultValue: () => undefined
 })
 
+/** In place of an empty list in every entry. */
+export const none: ReadonlyArray<never> = []
+
 export const beginWaiting = (by: Entry, entry: Entry): void => {
-  entry.awaitedBy.push(by)
+  if (entry.awaitedBy === none) entry.awaitedBy = [by]
+  else (entry.awaitedBy as Array<Entry>).push(by)
   by.awaits ??= new Set()
   by.awaits.add(entry)
 }
@@ -134,14 +138,16 @@ export const beginWaiting = (by: Entry, entry: Entry): void => {
 export const stopWaiting = (by: Entry, entry: Entry): boolean => {
   const index = entry.awaitedBy.indexOf(by)
   if (index < 0) return false
-  entry.awaitedBy.splice(index, 1)
+  const waiters = entry.awaitedBy as Array<Entry>
+  waiters.splice(index, 1)
   if (!entry.awaitedBy.includes(by)) by.awaits?.delete(entry)
   return true
 }
 
 /** Nobody waits for it any longer. Says who has. */
 export const releaseWaiters = (entry: Entry): ReadonlyArray<Entry> => {
-  const waiters = entry.awaitedBy.splice(0)
+  const waiters = entry.awaitedBy
+  entry.awaitedBy = none
   for (const by of waiters) by.awaits?.delete(entry)
   return waiters
 }
@@ -206,6 +212,8 @@ export const waitingTime = (entry: Entry, until: number): number =>
 export const processingTime = (entry: Entry, until: number): number =>
   entry.processed + (entry.dispatchedAt === undefined ? 0 : until - entry.dispatchedAt)
 
+const duration = (millis: number) => millis === 0 ? Duration.zero : Duration.millis(millis)
+
 /** What the outside may know of an entry. */
 export type Snapshot = QueueResponse.QueueResponse<unknown, ProcessorFailure>
 
@@ -216,13 +224,13 @@ export const baseOf = (entry: Entry, now: number): QueueResponse.Base => {
     modelId: entry.queue.modelId,
     tenant: entry.tenant,
     createdAt: entry.createdAt,
-    queueTime: Duration.millis(waitingTime(entry, until)),
-    processingTime: Duration.millis(processingTime(entry, until)),
+    queueTime: duration(waitingTime(entry, until)),
+    processingTime: duration(processingTime(entry, until)),
     attempts: entry.attempts,
     timeToFirstElement: entry.firstElementAt === undefined || entry.dispatchedAt === undefined
       ? undefined
       : Duration.millis(entry.firstElementAt - entry.dispatchedAt),
-    refusals: entry.refusals.slice(),
+    refusals: entry.refusals,
     inputTokensUsed: entry.usage?.inputTokens,
     outputTokensUsed: entry.usage?.outputTokens
   }

@@ -13,17 +13,21 @@ import type { History } from "./meters/meter.ts"
 import * as meters from "./meters/meters.ts"
 
 /** How much of a limit a request takes. */
-export const charge = ({ charging, price, type }: RateLimiter.Limit, cost: RateLimiter.Cost): number => {
+export const charge = (
+  { charging, price, type }: RateLimiter.Limit,
+  cost: RateLimiter.Cost,
+  inputTokens = cost.inputTokens
+): number => {
   if (price !== undefined) {
-    const fromCache = Math.min(cost.inputTokens, cost.cachedInputTokens ?? 0)
+    const fromCache = Math.min(inputTokens, cost.cachedInputTokens ?? 0)
     const output = charging.output === "maximum" ? cost.maxOutputTokens ?? cost.outputTokens : cost.outputTokens
-    const input = (cost.inputTokens - fromCache) * price.input + fromCache * price.cachedInput
+    const input = (inputTokens - fromCache) * price.input + fromCache * price.cachedInput
     return (input + output * price.output) / 1e6
   }
   if (type === "rpm" || type === "rpd" || type === "concurrent") return 1
   const cached = charging.cachedInput ? 0 : cost.cachedInputTokens ?? 0
   const output = charging.output === "maximum" ? cost.maxOutputTokens ?? cost.outputTokens : cost.outputTokens
-  const input = type === "otpm" ? 0 : Math.max(0, cost.inputTokens - cached) * charging.inputWeight
+  const input = type === "otpm" ? 0 : Math.max(0, inputTokens - cached) * charging.inputWeight
   const produced = type === "itpm" ? 0 : output * charging.outputWeight
   return charging.combine === "maximum" ? Math.max(input, produced) : input + produced
 }

@@ -92,10 +92,11 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
   let open = true
   let gone = false
 
-  const publish = (snapshot: () => Snapshot) => {
-    if (readers.size === 0) return
-    const event = snapshot()
-    for (const reader of readers) Queue.offerUnsafe(reader, event)
+  const events: modelQueue.Events = {
+    areRead: () => readers.size > 0,
+    publish: (event) => {
+      for (const reader of readers) Queue.offerUnsafe(reader, event)
+    }
   }
 
   const queueOf = (model: AnyModel | string): Effect.Effect<modelQueue.ModelQueue, QueueError.ModelNotRegistered> =>
@@ -179,7 +180,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
       (config, index) =>
         Effect.gen(function*() {
           const { model, processor } = registrations[index]!
-          const queue = yield* modelQueue.make(config, processor, limiters, publish)
+          const queue = yield* modelQueue.make(config, processor, limiters, events)
           const store = config.deduplicate.keep === 0 ? undefined : yield* Scope.provide(
             stores.make({
               modelId: config.modelId,
@@ -188,7 +189,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
             }),
             queue.scope
           )
-          made.add(dedupe.make(queue, config, store, clock, publish))
+          made.add(dedupe.make(queue, config, store, clock, events))
         }),
       { discard: true }
     ).pipe(

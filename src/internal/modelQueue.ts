@@ -39,6 +39,7 @@ import {
   type Entry,
   EntryList,
   type Failure,
+  none,
   type Outcome,
   processingTime,
   type ProcessorFailure,
@@ -63,6 +64,12 @@ import { begin, type Step, toEffect, waitFor } from "./step.ts"
 import * as streams from "./streams.ts"
 import * as time from "./time.ts"
 import * as tokenEstimator from "./tokenEstimator.ts"
+
+/** What happens to requests, for those who read it. */
+export interface Events {
+  readonly areRead: () => boolean
+  readonly publish: (event: Snapshot) => void
+}
 
 /** A processor whose services are in the context of its registration. */
 export type Processor = (request: AnyRequest) => Effect.Effect<unknown, ProcessorFailure>
@@ -221,7 +228,7 @@ export const make = Effect.fnUntraced(function*(
   initial: settings.Settings,
   processor: Processor,
   limiters: (typeof RateLimiter.RateLimiter)["Service"],
-  publish: (snapshot: () => Snapshot) => void
+  events: Events
 ) {
   let config = initial
   const { modelId } = config
@@ -320,6 +327,11 @@ export const make = Effect.fnUntraced(function*(
   // States of an entry
   // ---------------------------------------------------------------------------------------------------------------
 
+  /** Tells those who read events. */
+  const changed = (entry: Entry) => {
+    if (events.areRead()) events.publish(response(entry, now()))
+  }
+
   const hasRoom = () => counted < config.capacity
 
   /** Nested requests take no room: their ancestor already has it, and could wait for it for ever. */
@@ -329,7 +341,7 @@ export const make = Effect.fnUntraced(function*(
     waiting.add(entry)
     if (!entry.nested) counted++
     Queue.offerUnsafe(intake, entry)
-    publish(() => response(entry, now()))
+    changed(entry)
     tell(entry.accepted, entry)
   }
 
@@ -465,7 +477,7 @@ export const make = Effect.fnUntraced(function*(
       else if (outcome.status === "failed") failed++
       else cancelled++
       retain(entry)
-      publish(() => response(entry, now()))
+      changed(entry)
     }
     admitSuspended()
     tell(entry.accepted, entry)
@@ -633,8 +645,8 @@ export const make = Effect.fnUntraced(function*(
     }
     const labelProblem = context.labels === undefined ? undefined : settings.checkLabels(context.labels)
     if (labelProblem !== undefined) problems.push(`labels: ${labelProblem}`)
-    problems.push(...config.checkParams(request.params))
-    const complete = context === request ? request : { ...request, ...context }
+    for (const problem of config.checkParams(request.params)) problems.push(problem)
+    let complete = context === request ? request : { ...request, ...context }
     const cost = costOf(complete, problems)
     if ("_tag" in cost) return cost
     const hasDeadline = timeLeft < timeout
@@ -649,11 +661,15 @@ export const make = Effect.fnUntraced(function*(
       })
     }
     // A generated id was chosen by nobody: a request submitted again gets a new one.
-    const id = entries.has(request.id) && requestId.isGenerated(request.id) ? requestId.generate() : request.id
+    let { id } = request
+    if (entries.has(id) && requestId.isGenerated(id)) {
+      id = requestId.generate()
+      complete = { ...complete, id }
+    }
     const submittedAt = now()
     return {
       queue,
-      request: { ...complete, id },
+      request: complete,
       id,
       cost,
       createdAt: wall,
@@ -666,13 +682,13 @@ export const make = Effect.fnUntraced(function*(
       processingTimeout,
       context: context === request ? given(request) : context,
       span: Context.getOrUndefined(fiber.context, Tracer.ParentSpan),
-      awaitedBy: [],
+      awaitedBy: none,
       awaits: undefined,
       nested: request.waitForCompletion && isProcessing(fiber.getRef(CurrentEntry)),
       state: "suspended",
       attempts: 0,
       firstElementAt: undefined,
-      refusals: [],
+      refusals: none,
       waitsSince: submittedAt,
       dispatchedAt: undefined,
       waited: 0,
@@ -905,13 +921,14 @@ export const make = Effect.fnUntraced(function*(
     if (usage === undefined || entry.learned) return
     entry.learned = true
     cost.observe?.(usage)
+    const duration = (entry.endedAt ?? now()) - entry.dispatchedAt!
     for (const { limit, meter } of tokenLimits) {
       meter.add({
         charged: charge(limit, cost),
-        chargedOutput: charge(limit, { ...cost, inputTokens: 0 }),
+        chargedOutput: charge(limit, cost, 0),
         used: charge(limit, usage),
-        usedOutput: charge(limit, { ...usage, inputTokens: 0 }),
-        duration: (entry.endedAt ?? now()) - entry.dispatchedAt!
+        usedOutput: charge(limit, usage, 0),
+        duration
       })
     }
   }
@@ -1039,15 +1056,14 @@ export const make = Effect.fnUntraced(function*(
     const at = now()
     const queueTime = entry.dispatchedAt! - entry.waitsSince
     const processingTime = at - entry.dispatchedAt!
-    if (entry.refusals.length === keptRefusals) entry.refusals.shift()
-    entry.refusals.push({
+    entry.refusals = [...entry.refusals.slice(1 - keptRefusals), {
       kind: refusal.kind,
       limitTypes: refusal.types,
       message: refusal.message,
       queueTime: Duration.millis(queueTime),
       processingTime: Duration.millis(processingTime),
       retryAfter: refusal.retryAfter === undefined ? undefined : Duration.millis(refusal.retryAfter)
-    })
+    }]
     entry.processed += processingTime
     entry.dispatchedAt = undefined
     entry.reservation = undefined
@@ -1169,7 +1185,7 @@ export const make = Effect.fnUntraced(function*(
         Math.min(entry.submittedAt + entry.timeout, entry.dispatchedAt + entry.processingTimeout)
       )
     }
-    publish(() => response(entry, now()))
+    changed(entry)
     admitSuspended()
     let inner = Context.add(context, CurrentEntry, entry)
     if (entry.context !== requestContext.none) {
@@ -1189,8 +1205,9 @@ export const make = Effect.fnUntraced(function*(
       if (Exit.isFailure(taken)) return
       const entry = taken.value
       if (entry === wakeUp || entry.outcome !== undefined) continue
-      if (entry.notBefore > now()) entry.delayed = delayed.add(entry.notBefore, entry)
-      else putInOrder(entry)
+      if (entry.notBefore !== Number.NEGATIVE_INFINITY && entry.notBefore > now()) {
+        entry.delayed = delayed.add(entry.notBefore, entry)
+      } else putInOrder(entry)
     }
   }
 
@@ -1204,8 +1221,8 @@ export const make = Effect.fnUntraced(function*(
 
   /** Puts in order what need not be delayed any longer, and says how long the next one must. */
   const resumeDelayed = (): number => {
-    const at = now()
     for (let node = delayed.peek(); node !== undefined; node = delayed.peek()) {
+      const at = now()
       if (node.key > at) return node.key - at
       delayed.remove(node)
       node.value.delayed = undefined
@@ -1384,7 +1401,10 @@ export const make = Effect.fnUntraced(function*(
   const admitSome = function*(): Step<number> {
     for (let i = 0; i < admissionsAtOnce; i++) {
       drainIntake()
-      const delay = Math.min(resumeDelayed(), scheduler.resume(now()) - now())
+      const delay = Math.min(
+        resumeDelayed(),
+        scheduler.isHolding ? scheduler.resume(now()) - now() : Number.POSITIVE_INFINITY
+      )
       const wait = Math.min(delay, yield* admitNext())
       if (wait > 0 && Queue.sizeUnsafe(intake) === 0) return wait
     }

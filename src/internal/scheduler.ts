@@ -86,6 +86,10 @@ export class Scheduler {
     return this.tenants.size
   }
 
+  get isHolding(): boolean {
+    return this.held.size > 0
+  }
+
   /** Puts an entry in its place: by its head start, then in the order of acceptance. */
   add(entry: Entry): void {
     const tenant = this.tenants.get(entry.tenant) ?? this.come(entry.tenant)

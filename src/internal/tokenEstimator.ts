@@ -350,10 +350,13 @@ export class ReservationMeter {
   }
 
   add(completion: Completion): void {
-    if (!Object.values(completion).every(isCount)) return
+    const { charged, chargedOutput, duration, used, usedOutput } = completion
+    if (!(isCount(charged) && isCount(chargedOutput) && isCount(used) && isCount(usedOutput) && isCount(duration))) {
+      return
+    }
     const previous = this.completions[this.next]
-    this.charged += completion.charged - (previous?.charged ?? 0)
-    this.used += completion.used - (previous?.used ?? 0)
+    this.charged += charged - (previous?.charged ?? 0)
+    this.used += used - (previous?.used ?? 0)
     this.completions[this.next] = completion
     this.next = (this.next + 1) % recent
   }

@@ -69,6 +69,8 @@ export const isSameShape = (a: RateLimiter.Limit, b: RateLimiter.Limit): boolean
       && (a.algorithm !== "fixedWindow" || a.timeZone === b.timeZone))
   )
 
+const none: ReadonlyArray<never> = []
+
 const unpaced = { margin: () => 0, headroom: () => 0 }
 
 /** Paces a limit until `end`: that of a cold start, about whose earlier use nothing is known, and one that grows back. */
@@ -222,12 +224,18 @@ class All implements LimitMeter {
 
   send(amount: number, now: number): Sent {
     if (this.pacing.length > 0) this.widen(amount, now)
-    return { amount, counted: undefined, paced: this.pacing.map((meter) => meter.charge(amount, now)) }
+    return {
+      amount,
+      counted: undefined,
+      paced: this.pacing.length === 0 ? none : this.pacing.map((meter) => meter.charge(amount, now))
+    }
   }
 
   date(sent: Sent, now: number): void {
     this.log?.add(sent.amount, now)
-    sent.counted = this.counting.map((meter) => meter.charge(sent.amount, now))
+    sent.counted = this.counting.length === 1
+      ? [this.counting[0].charge(sent.amount, now)]
+      : this.counting.map((meter) => meter.charge(sent.amount, now))
   }
 
   charge(amount: number, now: number): Sent {
