@@ -12,6 +12,7 @@ import type * as QueueResponse from "../QueueResponse.ts"
 import type * as RateLimiter from "../RateLimiter.ts"
 import type { Estimated } from "./estimate.ts"
 import type { Node } from "./heap.ts"
+import type { Lane } from "./lane.ts"
 import type { ModelQueue } from "./modelQueue.ts"
 import type { RequestContext } from "./requestContext.ts"
 
@@ -106,7 +107,11 @@ export interface Entry {
   done: Deferred.Deferred<Entry> | undefined
   /** Completed when the entry leaves `suspended`, by acceptance or by its end; made when somebody waits for it. */
   accepted: Deferred.Deferred<Entry> | undefined
-  order: Node<Entry> | undefined
+  /** Where it waits for its turn, and for others of its lane: who is ahead and behind, or its place among the early ones. */
+  lane: Lane | undefined
+  ahead: Entry | undefined
+  behind: Entry | undefined
+  early: Node<Entry> | undefined
   /** Its place in the order of acceptance. */
   sequence: number | undefined
   delayed: Node<Entry> | undefined

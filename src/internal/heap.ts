@@ -1,7 +1,7 @@
 /** A place in a heap. Keep it to remove the value before its turn. */
 export interface Node<A> {
-  readonly key: number
-  readonly sequence: number
+  key: number
+  sequence: number
   readonly value: A
   /** Position in the heap; −1 once it has left. */
   index: number
@@ -20,6 +20,15 @@ export class Heap<A> {
     this.nodes.push(node)
     this.up(node)
     return node
+  }
+
+  /** Moves a value to another place. */
+  update(node: Node<A>, key: number, sequence: number): void {
+    if (node.key === key && node.sequence === sequence) return
+    node.key = key
+    node.sequence = sequence
+    this.up(node)
+    this.down(node)
   }
 
   get size(): number {

@@ -351,7 +351,7 @@ export const make = Effect.fnUntraced(function*(
       delayed.remove(entry.delayed)
       entry.delayed = undefined
     }
-    if (entry.order !== undefined) scheduler.remove(entry)
+    if (entry.lane !== undefined) scheduler.remove(entry)
     if (entry.nested) nested.delete(entry)
     else counted--
   }
@@ -377,7 +377,7 @@ export const make = Effect.fnUntraced(function*(
       return
     }
     counted--
-    if (entry.order !== undefined) {
+    if (entry.lane !== undefined) {
       scheduler.remove(entry)
       nested.add(entry)
     }
@@ -705,7 +705,10 @@ export const make = Effect.fnUntraced(function*(
       fiber: undefined,
       done: undefined,
       accepted: undefined,
-      order: undefined,
+      lane: undefined,
+      ahead: undefined,
+      behind: undefined,
+      early: undefined,
       sequence: undefined,
       delayed: undefined,
       deadline: undefined,
@@ -1301,7 +1304,7 @@ export const make = Effect.fnUntraced(function*(
   const pass = function*(first: Entry, { by, wait }: Blocked): Step<number> {
     if (by === "concurrent" || wait === Number.POSITIVE_INFINITY || first.passed >= config.bypass) return wait
     // It may have left while the limiter was asked.
-    if (first.order === undefined) return 0
+    if (first.lane === undefined) return 0
     const limit = config.limits.find(({ type }) => type === by)
     let least = wait
     for (const entry of limit === undefined ? [] : scheduler.behind(first, looksBehind)) {
@@ -1391,7 +1394,7 @@ export const make = Effect.fnUntraced(function*(
     }
     if (!isHeld(admission)) return Math.min(heldWait, yield* pass(head, admission))
     // The requests of its tenant wait, and hold back nobody else.
-    if (head.order !== undefined) {
+    if (head.lane !== undefined) {
       scheduler.hold(head, now() + admission.wait, admission.scope === "tenant" ? "itself" : "others", changes)
     }
     return 0
@@ -1688,7 +1691,7 @@ export const make = Effect.fnUntraced(function*(
           )
         }
         if (entry.outcome !== undefined || entry.state === "dispatched") return Effect.succeed(false)
-        const isInOrder = entry.order !== undefined
+        const isInOrder = entry.lane !== undefined
         if (isInOrder) scheduler.remove(entry)
         entry.headStart = headStart
         if (isInOrder) scheduler.add(entry)

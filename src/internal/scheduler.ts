@@ -14,30 +14,20 @@
  */
 import type { Entry } from "./entry.ts"
 import { Heap, type Node } from "./heap.ts"
+import { Lane } from "./lane.ts"
 
-/** What the waiting requests of one head start cost together. */
-interface Sum {
-  requests: number
-  inputTokens: number
-  cachedInputTokens: number
-  outputTokens: number
-  maxOutputTokens: number
-}
-
-const emptySum = (): Sum => ({
-  requests: 0,
-  inputTokens: 0,
-  cachedInputTokens: 0,
-  outputTokens: 0,
-  maxOutputTokens: 0
-})
+/** What requests cost together. */
+type Sum = Pick<Lane, "requests" | "inputTokens" | "cachedInputTokens" | "outputTokens" | "maxOutputTokens">
 
 export interface Tenant {
   readonly id: string | undefined
   readonly weight: number
-  readonly waiting: Heap<Entry>
-  /** By head start. */
-  readonly sums: Map<number, Sum>
+  /** Its waiting requests, by head start. */
+  readonly lanes: Map<number, Lane>
+  /** Its lanes, by their first ones. */
+  readonly order: Heap<Lane>
+  /** How many of its requests wait. */
+  size: number
   tag: number
   /** The largest cost that it was served since it came, divided by its weight. */
   largest: number
@@ -47,19 +37,7 @@ export interface Tenant {
   held: Node<Tenant> | undefined
 }
 
-const count = ({ sums }: Tenant, { cost, headStart }: Entry, by: 1 | -1): void => {
-  let sum = sums.get(headStart)
-  if (sum === undefined) sums.set(headStart, sum = emptySum())
-  sum.requests += by
-  if (sum.requests === 0) {
-    sums.delete(headStart)
-    return
-  }
-  sum.inputTokens += by * cost.inputTokens
-  sum.cachedInputTokens += by * (cost.cachedInputTokens ?? 0)
-  sum.outputTokens += by * cost.outputTokens
-  sum.maxOutputTokens += by * (cost.maxOutputTokens ?? cost.outputTokens)
-}
+const first = ({ order }: Tenant): Entry | undefined => order.peek()?.value.peek()
 
 export class Scheduler {
   private readonly weightOf: (tenant: string | undefined) => number
@@ -93,9 +71,12 @@ export class Scheduler {
   /** Puts an entry in its place: by its head start, then in the order of acceptance. */
   add(entry: Entry): void {
     const tenant = this.tenants.get(entry.tenant) ?? this.come(entry.tenant)
-    const isBack = tenant.waiting.peek() === undefined && tenant.held === undefined
-    entry.order = tenant.waiting.add(entry.submittedAt - entry.headStart, entry, entry.sequence)
-    count(tenant, entry, 1)
+    const isBack = tenant.size++ === 0 && tenant.held === undefined
+    let lane = tenant.lanes.get(entry.headStart)
+    if (lane === undefined) tenant.lanes.set(entry.headStart, lane = new Lane(entry.headStart))
+    lane.add(entry)
+    if (lane.place === undefined) lane.place = tenant.order.add(lane.key, lane, entry.sequence)
+    else if (entry.early !== undefined) tenant.order.update(lane.place, lane.key, lane.peek()!.sequence!)
     if (!isBack) return
     if (tenant.place !== undefined) this.idle.remove(tenant.place)
     this.start(tenant)
@@ -104,23 +85,27 @@ export class Scheduler {
   /** Takes an entry out that is in order. */
   remove(entry: Entry): void {
     const tenant = this.tenants.get(entry.tenant)!
-    tenant.waiting.remove(entry.order!)
-    entry.order = undefined
-    count(tenant, entry, -1)
-    if (tenant.waiting.peek() === undefined) this.leave(tenant)
+    const lane = entry.lane!
+    lane.remove(entry)
+    const next = lane.peek()
+    if (next === undefined) {
+      tenant.order.remove(lane.place!)
+      tenant.lanes.delete(lane.headStart)
+    } else tenant.order.update(lane.place!, lane.key, next.sequence!)
+    if (--tenant.size === 0) this.leave(tenant)
   }
 
   /** An entry costs something else from now on. */
   recount(entry: Entry, cost: Entry["cost"]): void {
-    const tenant = entry.order === undefined ? undefined : this.tenants.get(entry.tenant)
-    if (tenant !== undefined) count(tenant, entry, -1)
+    entry.lane?.count(entry, -1)
     entry.cost = cost
-    if (tenant !== undefined) count(tenant, entry, 1)
+    entry.lane?.count(entry, 1)
   }
 
   /** The first in order of those that are not held. */
   peek(): Entry | undefined {
-    return this.ready.peek()?.value.waiting.peek()?.value
+    const tenant = this.ready.peek()?.value
+    return tenant === undefined ? undefined : first(tenant)
   }
 
   /** An entry is served: to be called before it is removed. Also for one that is not in order. */
@@ -134,7 +119,7 @@ export class Scheduler {
     tenant.tag += cost
     tenant.largest = Math.max(tenant.largest, cost)
     if (tenant.held !== undefined) return
-    const order = tenant.waiting.size === 0 ? this.idle : this.ready
+    const order = tenant.size === 0 ? this.idle : this.ready
     if (tenant.place !== undefined) order.remove(tenant.place)
     tenant.place = order.add(tenant.tag, tenant)
     this.forget()
@@ -146,7 +131,7 @@ export class Scheduler {
    * start are left out.
    */
   ahead(id: string | undefined, headStart: number, others: boolean): Sum {
-    const ahead = emptySum()
+    const ahead = { requests: 0, inputTokens: 0, cachedInputTokens: 0, outputTokens: 0, maxOutputTokens: 0 }
     const add = (sum: Sum, part: number) => {
       ahead.requests += sum.requests * part
       ahead.inputTokens += sum.inputTokens * part
@@ -155,14 +140,14 @@ export class Scheduler {
       ahead.maxOutputTokens += sum.maxOutputTokens * part
     }
     const own = this.tenants.get(id)
-    for (const [other, sum] of own?.sums ?? []) if (other >= headStart) add(sum, 1)
+    for (const lane of own?.lanes.values() ?? []) if (lane.headStart >= headStart) add(lane, 1)
     if (!others || this.tenants.size < 2) return ahead
     const weight = own?.weight ?? this.weightOf(id)
     const turns = ahead.requests + 1
     for (const tenant of this.tenants.values()) {
-      if (tenant === own || tenant.waiting.size === 0) continue
-      const part = Math.min(1, (turns * tenant.weight) / weight / tenant.waiting.size)
-      for (const sum of tenant.sums.values()) add(sum, part)
+      if (tenant === own || tenant.size === 0) continue
+      const part = Math.min(1, (turns * tenant.weight) / weight / tenant.size)
+      for (const lane of tenant.lanes.values()) add(lane, part)
     }
     return ahead
   }
@@ -171,13 +156,16 @@ export class Scheduler {
    * The next ones behind the first, at most `count`: those of its own tenant, and the first ones of others whose share
    * allows that they go now.
    */
-  behind(first: Entry, count: number): ReadonlyArray<Entry> {
-    const tenant = this.tenants.get(first.tenant)!
-    const found = tenant.waiting.first(count + 1).map(({ value }) => value).filter((entry) => entry !== first)
+  behind(head: Entry, count: number): ReadonlyArray<Entry> {
+    const tenant = this.tenants.get(head.tenant)!
+    const place = (entry: Entry) => entry.submittedAt - entry.headStart
+    const found = tenant.order.first(count + 1).flatMap(({ value: lane }) => lane.first(count + 1))
+      .filter((entry) => entry !== head)
+      .toSorted((a, b) => place(a) - place(b) || a.sequence! - b.sequence!)
     if (this.ready.size === 1) return found.slice(0, count)
     const others = this.ready.first(count + 1).flatMap(({ value: other }) => {
       if (other === tenant) return []
-      const entry = other.waiting.peek()!.value
+      const entry = first(other)!
       const cost = this.costOf(entry) / other.weight
       return other.tag + cost <= tenant.tag + Math.max(other.largest, cost) ? [entry] : []
     })
@@ -225,8 +213,9 @@ export class Scheduler {
     const tenant: Tenant = {
       id,
       weight: this.weightOf(id),
-      waiting: new Heap(),
-      sums: new Map(),
+      lanes: new Map(),
+      order: new Heap(),
+      size: 0,
       tag: this.virtualTime,
       largest: 0,
       place: undefined,
