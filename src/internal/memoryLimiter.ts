@@ -263,24 +263,15 @@ const refuse = (
 // The one place where a reservation handed out by this limiter is read back: callers see it as opaque.
 const own = (reservation: RateLimiter.Reservation): Reservation => reservation as Reservation
 
-/** The operations of a limiter that answers at once. */
+/** What a limiter that answers at once is asked for each request. */
 export interface Immediate {
   readonly admit: (cost: RateLimiter.Cost, permit: boolean, options?: RateLimiter.AdmitOptions) => RateLimiter.Admission
-  readonly predict: (cost: RateLimiter.Cost, ahead: RateLimiter.Ahead, tenant: string | undefined) => number
-  readonly exceeds: (cost: RateLimiter.Cost, tenant: string | undefined) => RateLimiter.Excess | undefined
-  readonly settle: (reservation: RateLimiter.Reservation, usage: RateLimiter.Tokens) => RateLimiter.Settlement
-  readonly complete: (reservation: RateLimiter.Reservation) => void
-  readonly observe: (
+  /** `settle` if there is a usage, `complete`, and `releasePermit` if it has one. */
+  readonly finish: (
     reservation: RateLimiter.Reservation,
-    observations: ReadonlyArray<RateLimiter.Observation>
-  ) => void
-  readonly refuse: (
-    reservation: RateLimiter.Reservation,
-    refusal: RateLimiter.Refusal,
-    observations: ReadonlyArray<RateLimiter.Observation>
-  ) => void
-  readonly giveBack: (reservation: RateLimiter.Reservation, permit: boolean) => void
-  readonly releasePermit: () => void
+    usage: RateLimiter.Tokens | undefined,
+    permit: boolean
+  ) => RateLimiter.Settlement | undefined
 }
 
 // By identity: a limiter that wraps one of these, and was spread from it, is asked by its own effects.
@@ -314,6 +305,11 @@ export const make = Effect.fnUntraced(function*(
   /** Requests on a permit of their own: after an update there may be more than permits. */
   let taken = 0
 
+  const releasePermit = () => {
+    // A permit that nobody holds must not raise the limit.
+    taken = Math.max(0, taken - 1)
+  }
+
   /** A reservation, which may have been made under other limits. */
   const current = (reservation: RateLimiter.Reservation, now: number): Reservation => {
     const mine = own(reservation)
@@ -338,53 +334,50 @@ export const make = Effect.fnUntraced(function*(
       if (permit && admission._tag === "Admitted") taken++
       return admission
     },
-    predict: (cost, ahead, tenant) => {
+    finish: (reservation, usage, permit) => {
       const at = now()
-      return Math.max(
-        predict(generation.states, cost, ahead, at),
-        byTenant === undefined ? 0 : predict(byTenant.get(tenant, at).own, cost, ahead, at)
-      )
-    },
-    exceeds: (cost, tenant) => {
-      const at = now()
-      return excessOf(generation.states, byTenant, byTenant?.get(tenant, at), cost, at)
-    },
-    settle: (reservation, usage) => {
-      const at = now()
-      return settle(current(reservation, at), usage, at)
-    },
-    complete: (reservation) => {
-      const at = now()
-      complete(current(reservation, at), at)
-    },
-    giveBack: (reservation, permit) => {
-      const at = now()
-      if (giveBack(current(reservation, at), at) && permit) immediate.releasePermit()
-    },
-    observe: (reservation, observations) => {
-      const at = now()
-      observe(current(reservation, at), observations, at)
-    },
-    refuse: (reservation, refusal, observations) => {
-      const at = now()
-      refuse(current(reservation, at), refusal, observations, at)
-    },
-    // A permit that nobody holds must not raise the limit.
-    releasePermit: () => {
-      taken = Math.max(0, taken - 1)
+      const mine = current(reservation, at)
+      const settlement = usage === undefined ? undefined : settle(mine, usage, at)
+      complete(mine, at)
+      if (permit) releasePermit()
+      return settlement
     }
   }
 
+  /** A step about a reservation. */
+  const of = <A>(
+    reservation: RateLimiter.Reservation,
+    f: (reservation: Reservation, now: number) => A
+  ): Effect.Effect<A> =>
+    Effect.sync(() => {
+      const at = now()
+      return f(current(reservation, at), at)
+    })
+
   const limiter: RateLimiter.Limiter = {
     admit: (cost, permit, options) => Effect.sync(() => immediate.admit(cost, permit, options)),
-    predict: (cost, ahead, tenant) => Effect.sync(() => immediate.predict(cost, ahead, tenant)),
-    exceeds: (cost, tenant) => Effect.sync(() => immediate.exceeds(cost, tenant)),
-    settle: (reservation, usage) => Effect.sync(() => immediate.settle(reservation, usage)),
-    complete: (reservation) => Effect.sync(() => immediate.complete(reservation)),
-    giveBack: (reservation, permit) => Effect.sync(() => immediate.giveBack(reservation, permit)),
-    observe: (reservation, observations) => Effect.sync(() => immediate.observe(reservation, observations)),
+    predict: (cost, ahead, tenant) =>
+      Effect.sync(() => {
+        const at = now()
+        return Math.max(
+          predict(generation.states, cost, ahead, at),
+          byTenant === undefined ? 0 : predict(byTenant.get(tenant, at).own, cost, ahead, at)
+        )
+      }),
+    exceeds: (cost, tenant) =>
+      Effect.sync(() => {
+        const at = now()
+        return excessOf(generation.states, byTenant, byTenant?.get(tenant, at), cost, at)
+      }),
+    settle: (reservation, usage) => of(reservation, (mine, now) => settle(mine, usage, now)),
+    complete: (reservation) => of(reservation, complete),
+    giveBack: (reservation, permit) =>
+      of(reservation, (mine, now) => {
+        if (giveBack(mine, now) && permit) releasePermit()
+      }),
+    observe: (reservation, observations) => of(reservation, (mine, now) => observe(mine, observations, now)),
     refuse: (reservation, refusal, observations) =>
-      Effect.sync(() => immediate.refuse(reservation, refusal, observations)),
+      of(reservation, (mine, now) => refuse(mine, refusal, observations, now)),
     update: (next) =>
       Effect.sync(() => {
         const at = now()
@@ -393,7 +386,7 @@ export const make = Effect.fnUntraced(function*(
         generation = update(generation, windowed(next), (limit) => makeState(limit, at), at)
         permits = concurrency(next)
       }),
-    releasePermit: Effect.sync(immediate.releasePermit),
+    releasePermit: Effect.sync(releasePermit),
     usage: Effect.sync(() => {
       const at = now()
       let index = 0

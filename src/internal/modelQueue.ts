@@ -454,11 +454,11 @@ export const make = Effect.fnUntraced(function*(
   }
 
   /** Ends an entry, unless it has ended already. Its processor may still be running. */
-  const end = (entry: Entry, otherwise: Outcome): boolean => {
+  const end = (entry: Entry, otherwise: Outcome, at = now()): boolean => {
     if (entry.outcome !== undefined) return false
     const outcome = entry.outcome = entry.produced ?? otherwise
     entry.produced = undefined
-    entry.endedAt = now()
+    entry.endedAt = at
     if (entry.deadline !== undefined) deadlines.remove(entry.deadline)
     if (outcome.status === "failed" && letters.isKeeping && entry.state !== "suspended") bury(entry, outcome)
     // The parameters may be large, and secret: they are kept no longer than the processor needs them.
@@ -877,7 +877,7 @@ export const make = Effect.fnUntraced(function*(
 
   const accept: ModelQueue["accept"] = (request, entered) =>
     admitToQueue(request, (entry, restore) => {
-      const pending = { ...response(entry, now()), status: "pending" as const }
+      const pending = { ...baseOf(entry, entry.submittedAt), status: "pending" as const }
       // Before anybody else knows of it, who may let it in, or end it.
       if (entry.state === "suspended") entry.accepted = Deferred.makeUnsafe()
       entered?.(entry)
@@ -919,12 +919,12 @@ export const make = Effect.fnUntraced(function*(
     Effect.map(limiter.settle(entry.reservation!, usage), (settlement) => settled(entry, usage, settlement))
 
   /** What was cut short says nothing about what requests use. */
-  const learn = (entry: Entry) => {
+  const learn = (entry: Entry, at = now()) => {
     const { cost, usage } = entry
     if (usage === undefined || entry.learned) return
     entry.learned = true
     cost.observe?.(usage)
-    const duration = (entry.endedAt ?? now()) - entry.dispatchedAt!
+    const duration = (entry.endedAt ?? at) - entry.dispatchedAt!
     for (const { limit, meter } of tokenLimits) {
       meter.add({
         charged: charge(limit, cost),
@@ -1139,34 +1139,35 @@ export const make = Effect.fnUntraced(function*(
       else gate.ended(entry)
     }
     const outcome = entry.outcome === undefined ? entry.produced = outcomeOf(entry, exit) : entry.outcome
-    const usage = readUsage(exit)
-    if (typeof usage === "string") {
+    const read = readUsage(exit)
+    const usage = typeof read === "string" ? undefined : read
+    if (typeof read === "string") {
       yield* survive(() =>
         Effect.logWarning(
-          `The usage of a result of model ${modelId} cannot be read, its estimate stays charged: ${usage}`
+          `The usage of a result of model ${modelId} cannot be read, its estimate stays charged: ${read}`
         )
       )
-    } else if (usage !== undefined) {
-      if (immediate === undefined) yield* survive(() => settle(entry, usage))
-      else settled(entry, usage, immediate.settle(entry.reservation!, usage))
     }
-    if (immediate === undefined) yield* survive(() => limiter.complete(entry.reservation!))
-    else immediate.complete(entry.reservation!)
-    if (returnsPermit(entry)) {
-      if (immediate === undefined) yield* survive(() => limiter.releasePermit)
-      else immediate.releasePermit()
+    if (immediate === undefined) {
+      if (usage !== undefined) yield* survive(() => settle(entry, usage))
+      yield* survive(() => limiter.complete(entry.reservation!))
+      if (returnsPermit(entry)) yield* survive(() => limiter.releasePermit)
+    } else {
+      const settlement = immediate.finish(entry.reservation!, usage, returnsPermit(entry))
+      if (usage !== undefined) settled(entry, usage, settlement!)
     }
+    const at = now()
     running.delete(entry)
     exempt.delete(entry)
     entry.fiber = entry.span = undefined
     scheduler.happened(entry.tenant)
     wake()
     if (outcome.status === "completed") {
-      learn(entry)
+      learn(entry, at)
       const weight = 1 / Math.min(++processing.counted, 100)
-      processing.mean += weight * (now() - entry.dispatchedAt! - processing.mean)
+      processing.mean += weight * (at - entry.dispatchedAt! - processing.mean)
     }
-    if (end(entry, outcome)) return
+    if (end(entry, outcome, at)) return
     entry.request = undefined
     checkDrained()
   }
