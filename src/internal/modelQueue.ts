@@ -1267,13 +1267,16 @@ export const make = Effect.fnUntraced(function*(
   const gateWait = (entry: Entry, gate: ProviderGate): number =>
     entry.nested ? gate.closedFor(now()) : gate.wait(now(), running.size)
 
-  /** Dispatches an admitted request, on its own permit or on its lender's, unless one of them left meanwhile. */
-  const use = function*(entry: Entry, reservation: RateLimiter.Reservation, lender?: Entry): Step<void> {
+  /**
+   * Dispatches an admitted request, on its own permit or on its lender's, unless one of them left meanwhile, or the
+   * queue has to wait: then its charge is to be given back.
+   */
+  const use = (entry: Entry, reservation: RateLimiter.Reservation, lender?: Entry): boolean => {
     const left = entry.outcome !== undefined || (lender !== undefined && lenderOf(entry) !== lender)
     const mustWait = isPaused && state === "open" && !entry.nested
     if (left || mustWait || (gate !== undefined && gateWait(entry, gate) > 0)) {
       scheduler.happened(entry.tenant)
-      return yield* waitFor(limiter.giveBack(reservation, lender === undefined))
+      return false
     }
     if (lender === undefined) {
       entry.holdsPermit = true
@@ -1283,6 +1286,15 @@ export const make = Effect.fnUntraced(function*(
       lender.borrower = entry
     }
     dispatch(entry, reservation)
+    return true
+  }
+
+  const useOrGiveBack = function*(
+    entry: Entry,
+    reservation: RateLimiter.Reservation,
+    lender?: Entry
+  ): Step<void> {
+    if (!use(entry, reservation, lender)) yield* waitFor(limiter.giveBack(reservation, lender === undefined))
   }
 
   const admit = function*(
@@ -1318,20 +1330,28 @@ export const make = Effect.fnUntraced(function*(
         continue
       }
       first.passed++
-      yield* use(entry, admission.reservation)
+      yield* useOrGiveBack(entry, admission.reservation)
       return 0
     }
     return least
   }
 
-  /** Admits one request, or says how long nothing can be: 0 when the limiter admitted one. */
-  const admitNext = function*(): Step<number> {
-    // What is being processed may wait for nested requests, so these go first. One that lacks a permit holds back
-    // nobody: its siblings have it, and may in turn wait for a nested request behind it.
+  /** Whether others have to wait for what was answered, and how long: 0 when a request was admitted, or has failed. */
+  interface Answer {
+    readonly wait: number
+    readonly isFinal: boolean
+  }
+
+  /**
+   * What is being processed may wait for nested requests, so these go first. One that lacks a permit holds back nobody:
+   * its siblings have it, and may in turn wait for a nested request behind it.
+   */
+  const admitNested = function*(): Step<Answer> {
+    const closedFor = gate === undefined ? 0 : gate.closedFor(now())
+    if (closedFor > 0) return { wait: closedFor, isFinal: false }
     let hasPermit = true
-    const nestedWait = gate === undefined ? 0 : gate.closedFor(now())
     let heldWait = Number.POSITIVE_INFINITY
-    for (const entry of nested.size === 0 || nestedWait > 0 ? [] : Array.from(nested)) {
+    for (const entry of Array.from(nested)) {
       if (entry.outcome !== undefined) continue
       let admission = hasPermit ? yield* admit(entry.cost, true, entry) : undefined
       let lender: Entry | undefined
@@ -1343,57 +1363,59 @@ export const make = Effect.fnUntraced(function*(
         admission = yield* admit(entry.cost, false, entry)
       }
       if (admission._tag === "Admitted") {
-        yield* use(entry, admission.reservation, lender)
-        return 0
+        yield* useOrGiveBack(entry, admission.reservation, lender)
+        return { wait: 0, isFinal: true }
       }
       if (admission._tag === "Exceeded") {
         fail(entry, budgetExceeded(entry, admission.excess))
-        return 0
+        return { wait: 0, isFinal: true }
       }
       if (admission.wait === Number.POSITIVE_INFINITY && onlyWaitersRun()) {
         const { by } = admission
         const limit = [...config.limits, ...config.limitsOf(entry.tenant)].find((limit) => limit.type === by)
-        // The limits have changed since.
-        if (limit === undefined) return 0
-        fail(
-          entry,
-          new QueueError.RequestTooLarge({
-            modelId,
-            requestId: entry.id,
-            limitType: by,
-            limit: limit.limit,
-            requested: charge(limit, entry.cost),
-            estimated: false
-          })
-        )
-        return 0
+        // Else the limits have changed since.
+        if (limit !== undefined) {
+          fail(
+            entry,
+            new QueueError.RequestTooLarge({
+              modelId,
+              requestId: entry.id,
+              limitType: by,
+              limit: limit.limit,
+              requested: charge(limit, entry.cost),
+              estimated: false
+            })
+          )
+        }
+        return { wait: 0, isFinal: true }
       }
-      if (!isHeld(admission)) return admission.wait
+      if (!isHeld(admission)) return { wait: admission.wait, isFinal: true }
       heldWait = Math.min(heldWait, admission.wait)
     }
-    const head = isPaused && state === "open" ? undefined : scheduler.peek()
-    const wait = gate === undefined ? 0 : gate.wait(now(), running.size)
-    if (head === undefined || wait > 0) {
-      return nested.size === 0 || nestedWait === 0
-        ? Math.min(heldWait, head === undefined ? Number.POSITIVE_INFINITY : wait)
-        : Math.min(nestedWait, wait)
-    }
-    const { changes } = scheduler
-    let admission = yield* admit(head.cost, true, head)
+    return { wait: heldWait, isFinal: false }
+  }
+
+  /** What becomes of the first one when it is not admitted on a permit of its own. Says how long nothing can be. */
+  const otherwise = function*(
+    head: Entry,
+    first: RateLimiter.Admission,
+    changes: number
+  ): Step<number> {
+    let admission = first
     let lender: Entry | undefined
     if (admission._tag === "Blocked" && admission.by === "concurrent" && !isHeld(admission)) {
       lender = lenderOf(head)
       if (lender !== undefined) admission = yield* admit(head.cost, false, head)
     }
     if (admission._tag === "Admitted") {
-      yield* use(head, admission.reservation, lender)
+      yield* useOrGiveBack(head, admission.reservation, lender)
       return 0
     }
     if (admission._tag === "Exceeded") {
       fail(head, budgetExceeded(head, admission.excess))
       return 0
     }
-    if (!isHeld(admission)) return Math.min(heldWait, yield* pass(head, admission))
+    if (!isHeld(admission)) return yield* pass(head, admission)
     // The requests of its tenant wait, and hold back nobody else.
     if (head.lane !== undefined) {
       scheduler.hold(head, now() + admission.wait, admission.scope === "tenant" ? "itself" : "others", changes)
@@ -1401,7 +1423,10 @@ export const make = Effect.fnUntraced(function*(
     return 0
   }
 
-  /** Admits what can be, some at a time, and says how long nothing can be. */
+  /**
+   * Admits what can be, so many at a time, and says how long nothing can be. Most requests are the first one in order,
+   * and admitted at once: there nothing is allocated but what they keep.
+   */
   const admitSome = function*(): Step<number> {
     for (let i = 0; i < admissionsAtOnce; i++) {
       drainIntake()
@@ -1409,7 +1434,26 @@ export const make = Effect.fnUntraced(function*(
         resumeDelayed(),
         scheduler.isHolding ? scheduler.resume(now()) - now() : Number.POSITIVE_INFINITY
       )
-      const wait = Math.min(delay, yield* admitNext())
+      const answer = nested.size === 0 ? undefined : yield* admitNested()
+      let wait = answer === undefined ? Number.POSITIVE_INFINITY : answer.wait
+      if (answer === undefined || !answer.isFinal) {
+        const head = isPaused && state === "open" ? undefined : scheduler.peek()
+        const gateWait = head === undefined || gate === undefined ? 0 : gate.wait(now(), running.size)
+        if (gateWait > 0) {
+          wait = Math.min(wait, gateWait)
+        } else if (head !== undefined) {
+          const { changes } = scheduler
+          const admission = immediate === undefined
+            ? yield* waitFor(limiter.admit(head.cost, true, head))
+            : immediate.admit(head.cost, true, head)
+          if (admission._tag === "Admitted") {
+            if (!use(head, admission.reservation)) yield* waitFor(limiter.giveBack(admission.reservation, true))
+            continue
+          }
+          wait = Math.min(wait, yield* otherwise(head, admission, changes))
+        }
+      }
+      wait = Math.min(wait, delay)
       if (wait > 0 && Queue.sizeUnsafe(intake) === 0) return wait
     }
     return 0
