@@ -244,8 +244,8 @@ export interface ServiceTime {
  * - `never`: nothing comes; `silence`: headers come, then nothing; `stall`: half an answer comes, then nothing
  * - `reset`: the connection is lost before the headers; `reset_mid_body`: after half of the body
  * - `truncated`: half of the body comes, and ends there as if it were whole
- * - `stream_error`: an error inside a stream before any content; `stream_error_late`: after half of it. Without a
- *   stream, a 500.
+ * - `stream_error`: an overload inside a stream before any content; `stream_error_late`: after half of it.
+ *   `stream_429` and `stream_429_late`: a rate refusal there. Without a stream, a 500.
  * - `keep_alive`: four comments, or blank lines without a stream, come before the first byte
  * - `in_band_429`: a streamed answer is a rate refusal inside a 200, with a `retry-after` header of 1 second unless
  *   `retryAfter` says otherwise
@@ -371,7 +371,8 @@ export interface Options {
 
 /**
  * The part of OpenAI's chat completion request that the simulator understands; other fields are ignored.
- * `max_completion_tokens` goes before `max_tokens`; without either, 16 output tokens are reserved. `n` may only be 1.
+ * `max_completion_tokens` goes before `max_tokens`; without either, 16 output tokens are reserved. With `n` answers all
+ * of it is reserved `n` times, and the answers share the words.
  *
  * @category models
  * @since 0.1.0

@@ -647,7 +647,8 @@ describe("ProviderSimulator", () => {
             { model: "m", messages, max_tokens: 0 },
             { model: "m", messages, max_tokens: 1.5 },
             { model: "m", messages, max_tokens: 1e15 },
-            { model: "m", messages, n: 2 },
+            { model: "m", messages, n: 0 },
+            { model: "m", messages, n: 129 },
             { model: "m", messages, stream: "yes" }
           ]
         ) {

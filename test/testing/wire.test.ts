@@ -1040,6 +1040,47 @@ describe("faults", () => {
       }
     }))
 
+  it.effect("openai: several answers to one request share its words, and each of them is reserved", () =>
+    Effect.gen(function*() {
+      const provider = yield* make({ limits: [bucket("tokens", 1000)], charge: "openai", refund: true })
+      const headers = { "x-sim-output-tokens": "7" }
+      const whole = yield* ask(provider, paths.chat, { ...chatBody, n: 3 }, headers)
+      assert.strictEqual(whole.headers["x-ratelimit-remaining-tokens"], "970")
+      assert.strictEqual(whole.json.usage.completion_tokens, 7)
+      const contents: ReadonlyArray<string> = whole.json.choices.map(
+        (choice: { readonly message: { readonly content: string } }) => choice.message.content
+      )
+      assert.deepStrictEqual(whole.json.choices.map(({ index }: { readonly index: number }) => index), [0, 1, 2])
+      assert.deepStrictEqual(contents.map((content) => content.trim().split(" ").length), [2, 2, 3])
+      const stream = yield* post(provider, paths.chat, { ...chatBody, n: 3, stream: true }, headers)
+      const texts = ["", "", ""]
+      const ends: Array<number> = []
+      for (const { data } of events(stream.text)) {
+        for (const { delta, finish_reason, index } of data.choices ?? []) {
+          texts[index] += delta.content ?? ""
+          if (finish_reason !== null) ends.push(index)
+        }
+      }
+      assert.deepStrictEqual(texts.map((text) => text.trim().split(" ").length), [2, 2, 3])
+      assert.deepStrictEqual(ends, [0, 1, 2])
+    }))
+
+  it.effect("openrouter: an error inside a stream is a chunk that ends with it", () =>
+    Effect.gen(function*() {
+      const provider = yield* make({ limits: [], dialect: "openrouter" })
+      for (const [kind, code] of [["stream_error_late", 529], ["stream_429_late", 429]] as const) {
+        const { text } = yield* post(
+          provider,
+          paths.chat,
+          { ...chatBody, stream: true },
+          { "x-sim-fault": kind, "x-sim-output-tokens": "4" }
+        )
+        const last = events(text).at(-1)?.data
+        assert.strictEqual(last.error.code, code)
+        assert.deepStrictEqual(last.choices, [{ index: 0, delta: { content: "" }, finish_reason: "error" }])
+      }
+    }))
+
   it.effect("errors inside a stream come before or after content, in the words of the format", () =>
     Effect.gen(function*() {
       const provider = yield* make({ limits: [] })
@@ -1062,6 +1103,11 @@ describe("faults", () => {
       assert.strictEqual(chat.events.at(-1)?.data.error.message, "Overloaded")
       const responses = yield* send(paths.responses, { model: "m", input: "Hi" }, "stream_error_late")
       assert.strictEqual(responses.events.at(-1)?.name, "response.failed")
+      for (const [kind, contents] of [["stream_429", 0], ["stream_429_late", 2]] as const) {
+        const { events } = yield* send(paths.chat, chatBody, kind)
+        const said = events.filter(({ data }) => data.choices?.[0]?.delta.content?.length > 0)
+        assert.deepStrictEqual([said.length, events.at(-1)?.data.error.code], [contents, "rate_limit_exceeded"])
+      }
       const inBand = yield* send(paths.responses, { model: "m", input: "Hi" }, "in_band_429")
       assert.strictEqual(inBand.events[0]?.data.response.error.code, "rate_limit_exceeded")
       const kept = yield* post(provider, paths.chat, { ...chatBody, stream: true }, { "x-sim-fault": "keep_alive" })

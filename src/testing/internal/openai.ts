@@ -11,6 +11,9 @@ import * as wire from "./wire.ts"
 /** Keeps a careless `max_tokens` from asking for an answer that does not fit in memory. */
 export const maxOutputTokens = 131_072
 
+/** The same for `n`. */
+const maxAnswers = 128
+
 export const TokenCount = Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: maxOutputTokens }))
 const ContentPart = Schema.Struct({ type: Schema.String, text: Schema.optional(Schema.String) })
 
@@ -22,7 +25,7 @@ export const ChatRequest = Schema.Struct({
   })),
   max_tokens: Schema.optional(Schema.NullOr(TokenCount)),
   max_completion_tokens: Schema.optional(Schema.NullOr(TokenCount)),
-  n: Schema.optional(Schema.NullOr(Schema.Literal(1))),
+  n: Schema.optional(Schema.NullOr(Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: maxAnswers })))),
   stream: Schema.optional(Schema.NullOr(Schema.Boolean)),
   stream_options: Schema.optional(Schema.NullOr(Schema.Struct({ include_usage: Schema.optional(Schema.Boolean) })))
 })
@@ -42,7 +45,7 @@ export const toPrompt = (request: ChatRequest): wire.Prompt => ({
   text: promptText(request),
   messages: request.messages.length,
   maxOutput: request.max_completion_tokens ?? request.max_tokens ?? undefined,
-  n: 1,
+  n: request.n ?? 1,
   stream: request.stream === true,
   includeUsage: request.stream_options?.include_usage === true
 })
@@ -58,6 +61,17 @@ const usage = ({ cached, input, words }: wire.Answer) => ({
 
 const finishReason = ({ isCut }: wire.Answer) => isCut ? "length" : "stop"
 
+/** The answers of a request for `n` of them share the words in equal parts, one after the other. */
+const answers = ({ prompt: { n }, words }: wire.Answer): ReadonlyArray<string> =>
+  Array.from(
+    { length: n },
+    (_, index) => words.slice(Math.floor(index * words.length / n), Math.floor((index + 1) * words.length / n)).join("")
+  )
+
+/** Whose word it is. */
+const answerAt = ({ prompt: { n }, words }: wire.Answer, word: number): number =>
+  Math.floor(((word + 1) * n - 1) / words.length)
+
 const chunk = (answer: wire.Answer, fields: object): string =>
   wire.data({
     id: `chatcmpl-${answer.id}`,
@@ -68,8 +82,11 @@ const chunk = (answer: wire.Answer, fields: object): string =>
     ...fields
   })
 
-const choice = (answer: wire.Answer, delta: object, finishReason: string | null): string =>
-  chunk(answer, { choices: [{ index: 0, delta, logprobs: null, finish_reason: finishReason }] })
+const choice = (answer: wire.Answer, index: number, delta: object, finishReason: string | null): string =>
+  chunk(answer, { choices: [{ index, delta, logprobs: null, finish_reason: finishReason }] })
+
+const each = (answer: wire.Answer, delta: object, finishReason: string | null): string =>
+  answers(answer).map((_, index) => choice(answer, index, delta, finishReason)).join("")
 
 export const chat: wire.Format = {
   parse: (body, modelInPath) =>
@@ -82,18 +99,18 @@ export const chat: wire.Format = {
     object: "chat.completion",
     created: answer.created,
     model: answer.model,
-    choices: [{
-      index: 0,
-      message: { role: "assistant", content: answer.text, refusal: null },
+    choices: answers(answer).map((content, index) => ({
+      index,
+      message: { role: "assistant", content, refusal: null },
       logprobs: null,
       finish_reason: finishReason(answer)
-    }],
+    })),
     usage: usage(answer)
   }),
-  head: (answer) => choice(answer, { role: "assistant", content: "", refusal: null }, null),
-  token: (answer, content) => choice(answer, { content }, null),
+  head: (answer) => each(answer, { role: "assistant", content: "", refusal: null }, null),
+  token: (answer, content, word) => choice(answer, answerAt(answer, word), { content }, null),
   tail: (answer) =>
-    choice(answer, {}, finishReason(answer))
+    each(answer, {}, finishReason(answer))
     + (answer.includeUsage ? chunk(answer, { choices: [], usage: usage(answer) }) : "")
     + "data: [DONE]\n\n",
   failure: (_, error) => wire.data(errorBody(error))

@@ -20,6 +20,16 @@ const rateLimitHeaders = (situation: wire.Situation, refusal: Refusal): Record<s
 }
 
 export const dialect: wire.Dialect = {
+  streamFailure: ({ created, id, model }, { message, status }) =>
+    wire.data({
+      id: `gen-${id}`,
+      object: "chat.completion.chunk",
+      created,
+      model,
+      provider: "Upstream",
+      error: { code: status, message },
+      choices: [{ index: 0, delta: { content: "" }, finish_reason: "error" }]
+    }),
   headers: () => ({}),
   refusal: (situation, refusal) => {
     const error = {

@@ -41,6 +41,8 @@ const afterAdmission = [
   "truncated",
   "stream_error",
   "stream_error_late",
+  "stream_429",
+  "stream_429_late",
   "keep_alive",
   "in_band_429"
 ] as const
@@ -49,6 +51,14 @@ export type FaultKind = faults.RefusalKind | "html_502" | (typeof afterAdmission
 
 const isFaultKind = (kind: string): kind is FaultKind =>
   faults.isRefusal(kind) || kind === "html_502" || afterAdmission.some((other) => other === kind)
+
+/** Errors inside a stream: which, and whether half of the answer comes before. */
+const streamErrors: Partial<Record<FaultKind, { readonly error: faults.RefusalKind; readonly isLate: boolean }>> = {
+  stream_error: { error: "529", isLate: false },
+  stream_error_late: { error: "529", isLate: true },
+  stream_429: { error: "429", isLate: false },
+  stream_429_late: { error: "429", isLate: true }
+}
 
 interface Distribution {
   readonly median: number
@@ -505,15 +515,16 @@ export const make = (options: Options, { disconnected, epoch, now }: {
   ): ReadonlyArray<Step> => {
     const { words } = answer
     const due = (tokens: number) => firstByteAfter + perToken * tokens
-    const failure = (tokens: number): Step => ({
+    const streamError = kind === undefined ? undefined : streamErrors[kind]
+    const failure = (tokens: number, error: faults.RefusalKind): Step => ({
       after: due(tokens),
-      text: () => format.failure(answer, faults.errorOf(dialect, "529")),
+      text: () => (dialect.streamFailure ?? format.failure)(answer, faults.errorOf(dialect, error)),
       act: "end",
       output: tokens
     })
     if (kind === "silence") return silence(firstByteAfter)
     const isCutShort = kind === "stall" || kind === "reset_mid_body" || kind === "truncated"
-      || kind === "stream_error_late"
+      || streamError?.isLate === true
     const last = isCutShort ? Math.ceil(words.length / 2) : words.length
     const steps: Array<Step> = []
     if (kind === "keep_alive") {
@@ -525,7 +536,7 @@ export const make = (options: Options, { disconnected, epoch, now }: {
       }
     }
     steps.push({ after: firstByteAfter, text: () => format.head(answer) })
-    if (kind === "stream_error") return [...steps, failure(0)]
+    if (streamError?.isLate === false) return [...steps, failure(0, streamError.error)]
     for (let sent = 0; sent < last; sent += own.tokensPerEvent) {
       const until = Math.min(last, sent + own.tokensPerEvent)
       const index = sent
@@ -541,9 +552,8 @@ export const make = (options: Options, { disconnected, epoch, now }: {
         return [...steps, { after: due(last), text: undefined, act: "reset" }]
       case "truncated":
         return [...steps, { after: due(last), text: () => format.tail(answer).slice(0, 12), act: "end", output: last }]
-      case "stream_error_late":
-        return [...steps, failure(last)]
       default:
+        if (streamError !== undefined) return [...steps, failure(last, streamError.error)]
         return [...steps, { after: due(last), text: () => format.tail(answer), act: "end", output: last }]
     }
   }
@@ -626,7 +636,7 @@ export const make = (options: Options, { disconnected, epoch, now }: {
       total,
       usage.input + usage.output
     )
-    if (kind === "stream_error" || kind === "stream_error_late") {
+    if (kind !== undefined && streamErrors[kind] !== undefined) {
       const { body, headers, status } = dialect.error(situation, faults.errorOf(dialect, "500"))
       return send(own, situation, status, headers, body)
     }

@@ -80,6 +80,8 @@ export interface Dialect {
   readonly error: (situation: Situation, error: WireError) => Reply
   /** Errors of this provider where they differ from the usual ones. */
   readonly errors?: Readonly<Record<string, WireError>> | undefined
+  /** An error inside a stream, where it is not as the format writes it. */
+  readonly streamFailure?: Format["failure"] | undefined
   /** Whether `refusal` has words of its own for traffic that rises too fast; else it is the error `slow_down`. */
   readonly tellsRamps?: boolean | undefined
 }
