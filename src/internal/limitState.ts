@@ -195,6 +195,8 @@ export class LimitState {
   private scale = 1
   private scaledAt = 0
   private ramping = false
+  /** What was sent in the period before growth was too fast, and not refused. */
+  private accepted = 0
   /** What was sent before this has already been answered for. */
   private cutAt = Number.NEGATIVE_INFINITY
   private backoffs = 0
@@ -491,9 +493,11 @@ export class LimitState {
     // One that went alone was not refused for the rate.
     const isAboutRate = isNews && charged !== this.probe
     if (refusal.kind === "ramp") {
-      if (isAboutRate) {
-        const rate = (this.sent.total - this.sent.until(now - this.period)) / this.limit.limit
-        this.rescale(Math.min(this.scale, rampCut * Math.min(1, Math.max(rate, lowestScale / rampCut))), now, true)
+      if (isAboutRate) this.accepted = this.sent.total - this.sent.until(now - this.period)
+      // Of what was sent together, what is refused later was not accepted either.
+      if (charged !== this.probe) {
+        this.accepted -= amount
+        this.rescale(Math.min(this.scale, rampCut * this.accepted / this.limit.limit), now, true)
       }
     } else if (isContended && isAboutRate) {
       if (this.scale > leastContended) this.rescale(this.scale * contendedCut, now, false)
@@ -733,11 +737,14 @@ export class LimitState {
   }
 
   private rescale(scale: number, now: number, ramping: boolean): void {
-    this.scale = Math.max(lowestScale, scale)
+    this.scale = Math.max(lowestScale, Math.min(1, scale))
     this.scaledAt = now
-    this.ramping = ramping && scale < 1
+    const isPaced = ramping && scale < 1
     this.enforce(now)
-    this.meter.pace(this.ramping, now)
+    // What a bucket has saved up meanwhile would be the next growth that is too fast.
+    if (this.ramping && !isPaced && this.limit.algorithm === "tokenBucket") this.meter.lower(0, now)
+    this.ramping = isPaced
+    this.meter.pace(isPaced, now)
   }
 
   private enforce(now: number): void {

@@ -1,4 +1,4 @@
-/** Limits of a day, over several of them. */
+/** Limits of a day, over several of them, and of money. */
 import { ProviderProfile, RateLimiter } from "effect-llm-queue"
 import { instant } from "./matrix.ts"
 import { utilisation } from "./measure.ts"
@@ -17,6 +17,8 @@ interface Scenario {
   readonly limits: ReadonlyArray<RateLimiter.Config>
   readonly wall: number
   readonly days: number
+  /** The limits that are looked at. Default those of a day. */
+  readonly period?: number
   /** Instants of true time between which the limit of a day is whole, when it is one of the calendar. */
   readonly midnights?: ReadonlyArray<number>
   readonly load: Plan["load"]
@@ -115,6 +117,56 @@ const scenarios: ReadonlyArray<Scenario> = [
     days: 12,
     load: { input: [600, 1600], output: [120, 520], maxOutput: 1024 }
   },
+  {
+    name: "bedrock: 60 RPM, 3k TPM, 60k TPD of sliding windows, 6 days",
+    profile: ProviderProfile.bedrock,
+    server: {
+      dialect: "bedrock",
+      limits: [
+        { dimension: "requests", limit: 60, period: minute, algorithm: "sliding" },
+        { dimension: "tokens", limit: 3000, period: minute, algorithm: "sliding" },
+        { dimension: "tokens", limit: 60_000, period: day, algorithm: "sliding" }
+      ],
+      charge: "reserve",
+      refund: true,
+      outputWeight: 5,
+      ...service
+    },
+    limits: [RateLimiter.rpm(60), RateLimiter.tpm(3000), RateLimiter.tpd(60_000)],
+    wall: instant("2026-11-23T08:00:17.300Z"),
+    days: 6,
+    load: tiny
+  },
+  {
+    name: "gemini: 50 dollars in any ten minutes, held by a budget, 4 hours",
+    profile: ProviderProfile.gemini,
+    server: {
+      dialect: "gemini",
+      limits: [
+        { dimension: "requests", limit: 3000, period: minute, algorithm: "fixed", countRefused: "requests" },
+        { dimension: "input", limit: 4_000_000, period: minute, algorithm: "fixed" },
+        { dimension: "spend", limit: 50, period: 10 * minute, algorithm: "sliding" }
+      ],
+      charge: "input",
+      refund: true,
+      price: { input: 50, output: 400 },
+      ...service
+    },
+    limits: [
+      RateLimiter.rpm(3000),
+      RateLimiter.tpm(4_000_000),
+      RateLimiter.budget(50, {
+        price: { input: 50, output: 400 },
+        timePeriod: "10 minutes",
+        chargedAt: "completion",
+        onExceeded: "wait"
+      })
+    ],
+    wall: instant("2026-11-23T08:00:17.300Z"),
+    days: 1 / 6,
+    period: 10 * minute,
+    load: { input: [80, 120], output: [25, 75], maxOutput: 100 }
+  },
   // Midnight on the Pacific coast is 07:00 UTC in summer and 08:00 in winter.
   pacific("gemini-free: 250 RPD at midnight Pacific, a day of 25 hours", instant("2026-10-30T20:00:00Z"), [
     instant("2026-10-31T07:00:00Z"),
@@ -145,11 +197,12 @@ export const run = (name: string, seed: number, trace?: (line: string) => void):
     wall: scenario.wall,
     trace
   }, seed).run(seed)
-  const days = scenario.server.limits.filter(({ period }) => period === day).map(({ dimension, limit }) => {
+  const { period = day } = scenario
+  const long = scenario.server.limits.filter((limit) => limit.period === period).map(({ dimension, limit }) => {
     const charges = arrivals.filter(({ admitted }) => admitted).map(({ at, net }) => ({ at, amount: net[dimension] }))
     const { midnights, wall } = scenario
     const used = midnights === undefined
-      ? utilisation(charges, { limit, period: day, from: 2 * day, to: duration - minute })
+      ? utilisation(charges, { limit, period, from: 2 * period, to: duration - minute })
       // Of the days that are seen whole, the least used.
       : Math.min(
         ...midnights.slice(1).map((end, i) =>
@@ -161,11 +214,11 @@ export const run = (name: string, seed: number, trace?: (line: string) => void):
       )
     return { dimension, used }
   })
-  const binding = days.reduce((a, b) => b.used > a.used ? b : a)
+  const binding = long.reduce((a, b) => b.used > a.used ? b : a)
   return {
     cell: name,
     profile: scenario.profile.name,
-    algorithm: scenario.midnights === undefined ? "bucket of a day" : "fixed day",
+    algorithm: `${scenario.server.limits.at(-1)!.algorithm} of ${period === day ? "a day" : "ten minutes"}`,
     charge: `${scenario.server.charge}${scenario.server.refund === true ? " + refund" : ""}`,
     jitterMs: jitter,
     seed,
@@ -175,6 +228,6 @@ export const run = (name: string, seed: number, trace?: (line: string) => void):
     utilisation: binding.used,
     bound: 1,
     required: 0.997,
-    binding: `${binding.dimension} of a day`
+    binding: `${binding.dimension} of ${period === day ? "a day" : "ten minutes"}`
   }
 }

@@ -21,6 +21,7 @@ interface Scenario {
   readonly name: string
   readonly provider: keyof typeof profiles
   readonly faults: ReadonlyArray<ProviderSimulator.Fault>
+  readonly accel?: ProviderSimulator.Accel
   readonly minutes: number
   readonly check: (seen: Seen) => ReadonlyArray<string>
 }
@@ -106,7 +107,22 @@ const sprinkled = (kind: ProviderSimulator.FaultKind): Scenario => ({
   check: (seen) => [...always(seen), ...(seen.perSuccess > 1.2 ? [`${seen.perSuccess} attempts for each success`] : [])]
 })
 
+/**
+ * A full bucket, of which much less may be used at first, and then half as much again each minute. Nobody can know that
+ * before the first answer.
+ */
+const rising = (provider: Scenario["provider"], floor: number): Scenario => ({
+  name: `traffic may rise by a half each minute, from ${floor} a minute: ${provider}`,
+  provider,
+  faults: [],
+  accel: { dimension: "requests", factor: 1.5, floor },
+  minutes: 25,
+  check: (seen) => [...always(seen), ...atMost("requests rose too fast again", seen.met, 2), ...recovers(seen)]
+})
+
 const scenarios: ReadonlyArray<Scenario> = [
+  rising("anthropic", 50),
+  rising("openai", 100),
   ...(["400", "401", "403", "404", "413"] as const).map((kind) => final(kind)),
   ...([
     "insufficient_quota",
@@ -146,7 +162,8 @@ export const run = (name: string, seed: number, trace?: (line: string) => void):
       refund: true,
       firstByte: 400,
       perToken: 0,
-      faults: scenario.faults
+      faults: scenario.faults,
+      accel: scenario.accel
     },
     client: {
       provider: { ...profiles[scenario.provider], margin: 200 },
@@ -167,7 +184,10 @@ export const run = (name: string, seed: number, trace?: (line: string) => void):
   const served = books.arrivals.filter(({ admitted }) => admitted)
   const lastly = served.filter(({ at }) => at > duration - minute && at <= duration - 1000)
   const faulty = new Set(scenario.faults.map(({ kind }) => kind))
-  const met = scenario.faults.some(({ when }) => when?.to !== undefined)
+  const firstTold = Math.min(...world.attempts.filter(({ status }) => status === 429).map(({ told }) => told))
+  const met = scenario.accel !== undefined
+    ? world.attempts.filter(({ sent, status }) => status === 429 && sent > firstTold).length
+    : scenario.faults.some(({ when }) => when?.to !== undefined)
     ? books.arrivals.filter(({ at }) =>
       scenario.faults.some(({ when }) => at >= Number(when?.from ?? 0) && at < Number(when?.to ?? 0))
     ).length

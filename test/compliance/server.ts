@@ -7,7 +7,16 @@ export type Limit = ProviderSimulator.Limit
 export interface Options extends
   Pick<
     ProviderSimulator.Model,
-    "dialect" | "limits" | "charge" | "refund" | "outputWeight" | "faults" | "requestsHeader" | "dropHeaders"
+    | "dialect"
+    | "limits"
+    | "charge"
+    | "refund"
+    | "outputWeight"
+    | "faults"
+    | "requestsHeader"
+    | "dropHeaders"
+    | "accel"
+    | "price"
   >
 {
   /** Milliseconds to the first byte, and for each token after it. */

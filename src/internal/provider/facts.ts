@@ -246,7 +246,7 @@ export const gemini: Facts = [
   ),
   documented(
     "limits",
-    "Spending over a rolling 10 minutes is limited too, by tier: a budget of 10 minutes that waits holds it",
+    "Spending over a rolling 10 minutes is limited too, by tier: a budget of 10 minutes that waits, charged at completion, holds it",
     geminiLimits
   ),
   documented(
