@@ -753,7 +753,10 @@ export const make = (
         ...filter,
         where: (response) => !calls.has(response.requestId) && (filter.where?.(response) ?? true)
       })
-      return Effect.map(others, (count) => count + meant.filter(cancel).length)
+      return Effect.map(others, (count) => {
+        for (const sharer of meant) cancel(sharer)
+        return count + meant.filter(({ ended }) => ended?.response.status === "cancelled").length
+      })
     })
   }
 }

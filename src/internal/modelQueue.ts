@@ -1670,7 +1670,8 @@ export const make = Effect.fnUntraced(function*(
       const at = now()
       const meant: Array<Entry> = []
       try {
-        for (const list of [listed(suspended), listed(waiting), Array.from(running)]) {
+        // What is being processed first: else it would hear that what it waits for was cancelled, and go on.
+        for (const list of [Array.from(running), listed(suspended), listed(waiting)]) {
           for (const entry of list) {
             if (entry.outcome !== undefined) continue
             const described = {
@@ -1688,9 +1689,9 @@ export const make = Effect.fnUntraced(function*(
         const problems = [`filter.where: threw ${settings.show(error)}`]
         return Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: "", problems }))
       }
-      let cancelled = 0
-      for (const entry of meant) if (cancelEntry(entry)) cancelled++
-      return Effect.succeed(cancelled)
+      // One may cancel another that it waits for, which counts all the same.
+      for (const entry of meant) cancelEntry(entry)
+      return Effect.succeed(meant.filter(({ outcome }) => outcome?.status === "cancelled").length)
     })
 
   const cancelEntry = (entry: Entry): boolean => {

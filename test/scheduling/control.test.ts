@@ -294,6 +294,29 @@ describe("cancelRequests", () => {
       assert.strictEqual((yield* manager.getStatus(Model, "a4")).status, "cancelled")
     }).pipe(Effect.provide(Manager)))
 
+  it.effect("ends agents together with what they wait for, and counts each of them", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Agent = ModelConfig.makeUntyped<number, string>("agent", { rateLimiters: [RateLimiter.concurrent(2)] })
+      let went = 0
+      yield* manager.registerQueue(Agent, (request) =>
+        Effect.gen(function*() {
+          if (request.params === 0) return yield* Effect.never
+          yield* Effect.exit(manager.submit(Agent, request.params - 1))
+          went++
+          return "ok"
+        }))
+      for (const depth of [3, 1]) {
+        const agent = yield* Effect.forkChild(Effect.flip(manager.submit(Agent, depth)))
+        yield* TestClock.adjust(0)
+        assert.strictEqual(yield* manager.cancelRequests(Agent, {}), depth + 1)
+        assert.strictEqual((yield* Fiber.join(agent))._tag, "RequestCancelled")
+      }
+      yield* TestClock.adjust(0)
+      assert.strictEqual(went, 0)
+      assert.strictEqual((yield* manager.getQueueInfo(Agent)).cancelled, 6)
+    }).pipe(Effect.provide(Manager)))
+
   it.effect("by priority are those that have it, by their own choice, by default or by a change", () =>
     Effect.gen(function*() {
       const { Model, manager, submit } = yield* open({ rateLimiters: [RateLimiter.concurrent(1)], priority: "low" })
