@@ -5,12 +5,14 @@
  * `SEED=<any> RUNS=<many>` looks at others.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { Clock, Context, Effect, Exit, Fiber, Latch, Layer, Scope, Stream } from "effect"
+import { Clock, Context as Services, Effect, Exit, Fiber, Latch, Layer, Scope, Stream } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import * as random from "./random.ts"
 import {
+  type Context,
   errorOf,
+  type Filter,
   isOf,
   type Limits,
   objection,
@@ -19,7 +21,9 @@ import {
   Reference,
   type Request,
   type Step,
-  tagOf
+  type Submission,
+  tagOf,
+  within
 } from "./reference.ts"
 
 const firstSeed = Number(process.env["SEED"] ?? 1)
@@ -46,6 +50,22 @@ interface Live {
  */
 const queuesFrom = (name: string) => name === names[0] ? names : names.slice(1)
 
+const makeContext = (choose: random.Random, probability: number) => ({
+  ...(choose.chance(probability) ? { headStart: choose.int(-60, 60) * 1000 } : {}),
+  ...(choose.chance(probability) ? { tenant: choose.pick(["a", "b"]) } : {}),
+  ...(choose.chance(probability) ? { labels: { [choose.pick(["x", "y"])]: choose.pick(["1", "2"]) } } : {}),
+  ...(choose.chance(probability / 4) ? { timeToDeadline: choose.int(0, 20_000) } : {})
+})
+
+const makeSubmission = (choose: random.Random, isNested: boolean): Submission => ({
+  own: {
+    ...makeContext(choose, isNested ? 0.1 : 0.3),
+    ...(choose.chance(isNested ? 0.05 : 0.4) ? { timeout: choose.int(1, 8000) } : {}),
+    ...(choose.chance(isNested ? 0.05 : 0.3) ? { processingTimeout: choose.int(1, 5000) } : {})
+  },
+  region: makeContext(choose, 0.1)
+})
+
 const makePlan = (choose: random.Random, queues: ReadonlyArray<string>, depth: number): Plan => {
   const steps: Array<Step> = []
   for (let i = choose.pick([0, 0, 1, 1, 2, 3]); i > 0; i--) {
@@ -55,8 +75,12 @@ const makePlan = (choose: random.Random, queues: ReadonlyArray<string>, depth: n
       steps.push({ do: "report", tokens: { inputTokens: choose.int(0, 400), outputTokens: choose.int(0, 400) } })
     } else if (kind <= 8) {
       const queue = choose.pick(queues)
-      steps.push({ do: "submit", queue, waits: kind <= 7, plan: makePlan(choose, queues, depth + 1) })
-    } else steps.push({ do: "submitAndAwait", queue: choose.pick(queues), plan: makePlan(choose, queues, depth + 1) })
+      const as = makeSubmission(choose, true)
+      steps.push({ do: "submit", queue, waits: kind <= 7, plan: makePlan(choose, queues, depth + 1), as })
+    } else {
+      const as = makeSubmission(choose, true)
+      steps.push({ do: "submitAndAwait", queue: choose.pick(queues), plan: makePlan(choose, queues, depth + 1), as })
+    }
   }
   if (choose.chance(0.004)) steps.push({ do: "shutdown" })
   return {
@@ -88,7 +112,8 @@ const makeOptions = (choose: random.Random): Options => ({
   strategy: choose.pick(["suspend", "suspend", "reject", "dropOldest"]),
   retainCount: choose.pick([0, 1, 5, 1000]),
   retainAge: choose.pick([5000, 60_000, 3_600_000]),
-  readsUsage: choose.chance(0.3)
+  readsUsage: choose.chance(0.3),
+  headStart: choose.pick([0, 0, 5000])
 })
 
 const rateLimitersOf = (limits: Limits) => {
@@ -105,6 +130,7 @@ const makeModel = (name: string, { limits, ...options }: Options): Model =>
   ModelConfig.makeUntyped<Plan, Result, string>(name, {
     rateLimiters: rateLimitersOf(limits),
     capacity: options.capacity,
+    priority: options.headStart / 1000,
     bypass: 0,
     failEarly: false,
     strategy: options.strategy,
@@ -120,7 +146,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   const clock = yield* Clock.Clock
   const now = () => clock.currentTimeMillisUnsafe()
   const managerScope = yield* Scope.make()
-  const manager = Context.get(
+  const manager = Services.get(
     yield* Layer.buildWithScope(QueueManager.layerWith({ eventCapacity: 1_000_000 }), managerScope),
     QueueManager.QueueManager
   )
@@ -133,6 +159,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   const submitters = new Map<Request, Fiber.Fiber<unknown, unknown>>()
   const waiters: Array<{ readonly request: Request; readonly fiber: Fiber.Fiber<unknown, unknown> }> = []
   const closings: Array<{ readonly fiber: Fiber.Fiber<unknown>; readonly by: number }> = []
+  const drains = new Map<Fiber.Fiber<boolean, unknown>, { readonly reference: Reference; resumed: boolean }>()
   let hasShutDown = false
   let ids = 0
   let changes = 0
@@ -158,12 +185,32 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
 
   // Submitting ------------------------------------------------------------------------------------------------------
 
+  const contextOf = ({ headStart, labels, tenant, timeToDeadline }: Submission["region"]): Context => ({
+    ...(headStart === undefined ? {} : { headStart }),
+    ...(tenant === undefined ? {} : { tenant }),
+    ...(labels === undefined ? {} : { labels }),
+    ...(timeToDeadline === undefined ? {} : { deadline: now() + timeToDeadline })
+  })
+
+  const inRegion = (
+    { headStart, labels, tenant, timeToDeadline }: Submission["region"],
+    effect: Effect.Effect<unknown, unknown>
+  ): Effect.Effect<unknown, unknown> => {
+    const regions: Array<(inner: Effect.Effect<unknown, unknown>) => Effect.Effect<unknown, unknown>> = [
+      ...(headStart === undefined ? [] : [QueueManager.withPriority(headStart / 1000)]),
+      ...(tenant === undefined ? [] : [QueueManager.withTenant(tenant)]),
+      ...(labels === undefined ? [] : [QueueManager.withLabels(labels)]),
+      ...(timeToDeadline === undefined ? [] : [QueueManager.withDeadline(now() + timeToDeadline)])
+    ]
+    return regions.reduce((inner, region) => region(inner), effect)
+  }
+
   const submit = (
     name: string,
     plan: Plan,
     waits: boolean,
     parent: Request | undefined,
-    options: { readonly timeout?: number; readonly processingTimeout?: number; readonly headStart?: number } = {}
+    { own, region }: Submission
   ): { readonly request: Request | undefined; readonly effect: Effect.Effect<unknown, unknown> } => {
     const target = live.get(name)
     const id = `r${ids++}`
@@ -177,11 +224,14 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       waitForCompletion: waits,
       estimatedInputTokens: malformed ? Number.NaN : tooLarge ? 1001 : tokens.inputTokens,
       estimatedOutputTokens: tokens.outputTokens,
-      timeout: options.timeout,
-      processingTimeout: options.processingTimeout,
-      priority: options.headStart === undefined ? undefined : options.headStart / 1000
+      timeout: own.timeout,
+      processingTimeout: own.processingTimeout,
+      priority: own.headStart === undefined ? undefined : own.headStart / 1000,
+      tenant: own.tenant,
+      labels: own.labels,
+      deadline: own.timeToDeadline === undefined ? undefined : now() + own.timeToDeadline
     })
-    const submission: Effect.Effect<unknown, unknown> = manager.submitRequest(made)
+    const submission = inRegion(region, manager.submitRequest(made))
     if (target === undefined) {
       return {
         request: undefined,
@@ -193,14 +243,16 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     }
     const { reference } = target
     const nested = waits && isOf(reference, parent)
+    const context = within(within(parent?.context ?? {}, contextOf(region)), contextOf(own))
+    const timeLeft = (context.deadline ?? Number.POSITIVE_INFINITY) - now()
     const request: Request = {
       id,
       plan,
       waits,
       submittedAt: now(),
-      headStart: options.headStart ?? parent?.headStart ?? 0,
-      timeout: options.timeout ?? Number.POSITIVE_INFINITY,
-      processingTimeout: options.processingTimeout ?? Number.POSITIVE_INFINITY,
+      context,
+      timeout: Math.min(own.timeout ?? Number.POSITIVE_INFINITY, timeLeft),
+      processingTimeout: own.processingTimeout ?? Number.POSITIVE_INFINITY,
       tokens: tooLarge ? { ...tokens, inputTokens: 1001 } : tokens,
       malformed,
       parent,
@@ -209,6 +261,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       onceNested: nested,
       leftAt: -1,
       whileClosing: reference.closing,
+      whileDraining: reference.draining && !reference.closing,
       status: "submitted",
       accepted: -1,
       acceptedAt: -1,
@@ -216,6 +269,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       endedAt: -1,
       ending: undefined,
       cancelAsked: false,
+      isCancelled: false,
       left: false,
       starts: 0,
       startedAt: -1,
@@ -284,14 +338,14 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
         return shutdown({ policy: "drain", deadline: 3000 })
       case "submit":
         return Effect.suspend(() => {
-          const { effect, request } = submit(current.queue, current.plan, current.waits, own)
+          const { effect, request } = submit(current.queue, current.plan, current.waits, own, current.as)
           own.waitsFor = current.waits ? request : undefined
           own.onceWaited ||= current.waits
           return Effect.exit(effect)
         })
       case "submitAndAwait":
         return Effect.suspend(() => {
-          const { effect, request } = submit(current.queue, current.plan, false, own)
+          const { effect, request } = submit(current.queue, current.plan, false, own, current.as)
           if (request === undefined) return Effect.exit(effect)
           return Effect.exit(Effect.andThen(effect, () => {
             own.waitsFor = request
@@ -329,6 +383,13 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   const processor = (reference: Reference) => (made: QueueRequest.QueueRequest<Plan, Result, string, boolean>) => {
     const request = reference.requests.get(made.id) ?? objection(`processing of unknown ${made.id}`)
     const { plan } = request
+    guarded(() => {
+      const { context } = request
+      assert.isFalse(request.isCancelled, `${request.id} starts after its cancellation`)
+      assert.strictEqual(made.tenant, context.tenant)
+      assert.deepStrictEqual(made.labels, context.labels)
+      assert.strictEqual(made.priority, context.headStart === undefined ? undefined : context.headStart / 1000)
+    })
     request.starts++
     request.startedAt = now()
     changes++
@@ -421,6 +482,19 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     for (const { by, fiber } of closings) {
       if (now() > by && fiber.pollUnsafe() === undefined) objection(`a closing is not over at ${now()}`)
     }
+    for (const [fiber, { reference, resumed }] of drains) {
+      const exit = fiber.pollUnsafe()
+      const isEmpty = reference.isEmpty()
+      if (exit === undefined) {
+        if (isEmpty || resumed) objection(`${reference.name} is empty or resumed, and its draining goes on`)
+        continue
+      }
+      drains.delete(fiber)
+      assert(Exit.isSuccess(exit))
+      if (exit.value ? !isEmpty && !reference.closing : !resumed) {
+        objection(`the draining of ${reference.name} ended with ${exit.value}`)
+      }
+    }
     for (const { fiber, request } of waiters) {
       if (request.ending !== undefined && fiber.pollUnsafe() === undefined) objection(`${request.id}: a waiter hangs`)
     }
@@ -449,13 +523,9 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     const name = choose.pick(names)
     const waits = choose.chance(0.6)
     const plan = makePlan(choose, queuesFrom(name), 0)
-    const options = {
-      ...(choose.chance(0.4) ? { timeout: choose.int(1, 8000) } : {}),
-      ...(choose.chance(0.3) ? { processingTimeout: choose.int(1, 5000) } : {}),
-      ...(choose.chance(0.3) ? { headStart: choose.int(-60, 60) * 1000 } : {})
-    }
-    const { effect, request } = submit(name, plan, waits, undefined, options)
-    trace.push(`submit ${name}/${request?.id} ${JSON.stringify({ waits, ...options, plan, tokens: request?.tokens })}`)
+    const as = makeSubmission(choose, false)
+    const { effect, request } = submit(name, plan, waits, undefined, as)
+    trace.push(`submit ${name}/${request?.id} ${JSON.stringify({ waits, ...as, plan, tokens: request?.tokens })}`)
     const fiber = yield* start(effect)
     if (request !== undefined) submitters.set(request, fiber)
   })
@@ -477,8 +547,63 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     if (isForgotten) assert.strictEqual(tagOf(errorOf(exit)), "RequestNotFound")
     else {
       assert(Exit.isSuccess(exit))
+      request.isCancelled = exit.value
       assert.strictEqual(exit.value, before === "submitted" || before === "pending" || before === "processing")
     }
+  })
+
+  const cancelMany = Effect.fnUntraced(function*(reference: Reference) {
+    const all = reference.all.slice(-8)
+    const filter: Filter = choose.pick([
+      {},
+      { ids: all.filter(() => choose.chance(0.5)).map(({ id }) => id) },
+      { tenant: "a" },
+      { labels: { x: "1" } },
+      { headStart: all[0] === undefined ? 0 : reference.headStart(all[0]) },
+      { status: choose.pick(["pending", "processing"]) },
+      { olderThan: all[0] === undefined ? 0 : now() - all[0].submittedAt },
+      { tenant: "b", status: "pending", olderThan: choose.int(0, 1000) }
+    ])
+    const meant = reference.meant(filter, now())
+    trace.push(`cancel in ${reference.name} ${JSON.stringify(filter)}: ${meant.map(({ id }) => id).join(" ")}`)
+    for (const request of meant) request.cancelAsked = true
+    const { headStart, ...others } = filter
+    const count = yield* manager.cancelRequests(reference.name, {
+      ...others,
+      ...(headStart === undefined ? {} : { priority: headStart / 1000 })
+    })
+    for (const request of meant) request.isCancelled = true
+    assert.strictEqual(count, meant.length, JSON.stringify(filter))
+  })
+
+  const changePriority = Effect.fnUntraced(function*(request: Request) {
+    const { reference, status } = request
+    const headStart = choose.int(-60, 60) * 1000
+    trace.push(`change ${reference.name}/${request.id} to ${headStart}`)
+    const isForgotten = reference.isForgotten(request, now()) || status === "refused"
+    const exit = yield* Effect.exit(manager.changePriority(reference.name, request.id, headStart / 1000))
+    if (reference.mayBeForgotten(request, now())) return
+    if (isForgotten) return assert.strictEqual(tagOf(errorOf(exit)), "RequestNotFound")
+    assert(Exit.isSuccess(exit))
+    assert.strictEqual(exit.value, status === "submitted" || status === "pending")
+    if (exit.value) request.context = { ...request.context, headStart }
+  })
+
+  const operate = Effect.fnUntraced(function*(reference: Reference) {
+    const what = choose.pick(["pause", "resume", "resume", "drain"])
+    trace.push(`${what} ${reference.name}`)
+    if (what === "pause") {
+      reference.paused = true
+      return yield* manager.pauseQueue(reference.name)
+    }
+    reference.paused = false
+    reference.draining = what === "drain"
+    if (what === "drain") {
+      drains.set(yield* start(manager.drainQueue(reference.name)), { reference, resumed: false })
+      return
+    }
+    for (const drain of drains.values()) if (drain.reference === reference) drain.resumed = true
+    return yield* manager.resumeQueue(reference.name)
   })
 
   /** Other numbers; what was sent before counts on. */
@@ -499,7 +624,17 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   })
 
   const operation = Effect.gen(function*() {
-    const kind = choose.int(0, 102)
+    const kind = choose.int(0, 114)
+    if (kind >= 103) {
+      const reference = live.get(choose.pick(names))?.reference
+      if (reference === undefined) return
+      const request = pickRequest()
+      return kind < 106
+        ? yield* cancelMany(reference)
+        : kind < 110
+        ? yield* operate(reference)
+        : request && (yield* changePriority(request))
+    }
     if (kind >= 100) return yield* updateLimits
     if (kind < 38) return yield* submitOne
     if (kind < 68) {
@@ -578,6 +713,11 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   // Everything that can end does, without a shutdown: nothing hangs.
   trace.push("the end")
   yield* release.open
+  for (const { reference } of live.values()) {
+    reference.paused = reference.draining = false
+    for (const drain of drains.values()) drain.resumed = true
+    yield* manager.resumeQueue(reference.name)
+  }
   yield* look
   for (let i = 0; i < 60; i++) {
     yield* TestClock.adjust("3 minutes")

@@ -10,10 +10,35 @@ export interface Tokens {
   readonly outputTokens: number
 }
 
+/** What a request, or the region of a program, says of itself. Times are milliseconds. */
+export interface Context {
+  readonly headStart?: number
+  readonly tenant?: string
+  readonly labels?: Readonly<Record<string, string>>
+  /** An instant. */
+  readonly deadline?: number
+}
+
+/** How something is submitted. */
+export interface Submission {
+  readonly own: Omit<Context, "deadline"> & {
+    readonly timeout?: number
+    readonly processingTimeout?: number
+    readonly timeToDeadline?: number
+  }
+  readonly region: Omit<Context, "deadline"> & { readonly timeToDeadline?: number }
+}
+
 export type Step =
   | { readonly do: "sleep"; readonly millis: number }
-  | { readonly do: "submit"; readonly queue: string; readonly waits: boolean; readonly plan: Plan }
-  | { readonly do: "submitAndAwait"; readonly queue: string; readonly plan: Plan }
+  | {
+    readonly do: "submit"
+    readonly queue: string
+    readonly waits: boolean
+    readonly plan: Plan
+    readonly as: Submission
+  }
+  | { readonly do: "submitAndAwait"; readonly queue: string; readonly plan: Plan; readonly as: Submission }
   | { readonly do: "report"; readonly tokens: Tokens }
   | { readonly do: "shutdown" }
 
@@ -39,6 +64,8 @@ export interface Options {
   readonly retainCount: number
   readonly retainAge: number
   readonly readsUsage: boolean
+  /** Of requests that say nothing. */
+  readonly headStart: number
 }
 
 export interface Request {
@@ -46,7 +73,8 @@ export interface Request {
   readonly plan: Plan
   readonly waits: boolean
   readonly submittedAt: number
-  readonly headStart: number
+  /** What it has from itself, its region and the request whose processor submits it. Its own children have it too. */
+  context: Context
   readonly timeout: number
   readonly processingTimeout: number
   readonly tokens: Tokens
@@ -60,6 +88,7 @@ export interface Request {
   /** When nobody has waited for it any longer. */
   leftAt: number
   readonly whileClosing: boolean
+  readonly whileDraining: boolean
   status: "submitted" | "refused" | QueueResponse.RequestStatus
   /** Position in the order of acceptance. */
   accepted: number
@@ -68,6 +97,8 @@ export interface Request {
   ending: QueueResponse.QueueResponse<unknown, unknown> | undefined
   /** Somebody asked for its cancellation, or interrupted who submitted it. */
   cancelAsked: boolean
+  /** The queue has said that it is cancelled. */
+  isCancelled: boolean
   /** Its submitter was interrupted before it had an answer. */
   left: boolean
   starts: number
@@ -103,6 +134,29 @@ export const tagOf = (error: unknown): unknown =>
 const isEnd = (status: Request["status"]): status is "completed" | "failed" | "cancelled" =>
   status === "completed" || status === "failed" || status === "cancelled"
 
+/** What is nearer goes first; labels add up, and the earliest deadline holds. */
+export const within = (outer: Context, inner: Context): Context => {
+  const deadline = Math.min(outer.deadline ?? Number.POSITIVE_INFINITY, inner.deadline ?? Number.POSITIVE_INFINITY)
+  return {
+    ...outer,
+    ...inner,
+    ...(outer.labels === undefined && inner.labels === undefined
+      ? {}
+      : { labels: { ...outer.labels, ...inner.labels } }),
+    ...(Number.isFinite(deadline) ? { deadline } : {})
+  }
+}
+
+/** What `cancelRequests` is asked for. */
+export interface Filter {
+  readonly ids?: ReadonlyArray<string>
+  readonly tenant?: string
+  readonly labels?: Readonly<Record<string, string>>
+  readonly headStart?: number
+  readonly status?: "pending" | "processing"
+  readonly olderThan?: number
+}
+
 const isBelow = (request: Request, ancestor: Request): boolean => {
   for (let above = request.parent; above !== undefined; above = above.parent) if (above === ancestor) return true
   return false
@@ -125,6 +179,8 @@ export class Reference {
   readonly dispatched: Array<Request> = []
   counts = { completed: 0, failed: 0, cancelled: 0 }
   closing = false
+  paused = false
+  draining = false
   private acceptances = 0
   /** Taken when it was last looked at. */
   private permits = 0
@@ -153,6 +209,59 @@ export class Reference {
     return this.all.filter((request) => request.alive)
   }
 
+  get suspended(): ReadonlyArray<Request> {
+    return this.all.filter((request) => request.status === "submitted")
+  }
+
+  headStart({ context }: Request): number {
+    return context.headStart ?? this.options.headStart
+  }
+
+  /** When it is dispatched before others: earlier is before later. */
+  private key(request: Request): number {
+    return request.submittedAt - this.headStart(request)
+  }
+
+  /** Those in front of all others of their tenant, of what waits for its turn. */
+  private get heads(): ReadonlyArray<Request> {
+    const heads = new Map<string | undefined, Request>()
+    for (const request of this.waiting) {
+      const head = heads.get(request.context.tenant)
+      if (!request.nested && (head === undefined || this.key(request) < this.key(head))) {
+        heads.set(request.context.tenant, request)
+      }
+    }
+    return Array.from(heads.values())
+  }
+
+  /** Whether only what is waited for itself may go. */
+  get isHeld(): boolean {
+    return this.paused && !this.closing
+  }
+
+  get state(): QueueManager.QueueInfo["state"] {
+    return this.paused ? "paused" : this.draining ? "draining" : "open"
+  }
+
+  isEmpty(): boolean {
+    return this.suspended.length === 0 && this.waiting.length === 0 && this.alive.length === 0
+  }
+
+  /** What a filter means. */
+  meant(filter: Filter, now: number): ReadonlyArray<Request> {
+    return this.all.filter((request) => {
+      if (isEnd(request.status) || request.status === "refused") return false
+      const { context: { labels, tenant }, id, submittedAt } = request
+      const status = request.status === "processing" ? "processing" : "pending"
+      return (filter.ids?.includes(id) ?? true)
+        && (filter.tenant === undefined || filter.tenant === tenant)
+        && Object.entries(filter.labels ?? {}).every(([name, value]) => labels?.[name] === value)
+        && (filter.headStart === undefined || filter.headStart === this.headStart(request))
+        && (filter.status === undefined || filter.status === status)
+        && (filter.olderThan === undefined || now - submittedAt > filter.olderThan)
+    })
+  }
+
   isForgotten(request: Request, now: number): boolean {
     const index = this.ended.indexOf(request)
     return index >= 0 && (index < this.ended.length - this.options.retainCount
@@ -175,6 +284,7 @@ export class Reference {
     if (event.status === "pending") {
       must(request.status === "submitted", () => at("not forward"))
       must(!request.whileClosing || request.nested, () => at("accepted while closing"))
+      must(!request.whileDraining || request.nested, () => at("accepted while draining"))
       must(!request.malformed, () => at("accepted and malformed"))
       request.status = "pending"
       request.accepted = this.acceptances++
@@ -210,12 +320,14 @@ export class Reference {
     if (requests !== undefined) must(used.requests <= requests, () => at(`over ${requests} requests`))
     if (tokens !== undefined) must(this.leastTokens(now) <= tokens, () => at(`over ${tokens} tokens`))
     if (request.nested || request.leftAt >= now) return
-    const key = (other: Request) => other.submittedAt - other.headStart
+    must(!this.isHeld, () => at("in a pause"))
     for (const other of this.waiting) {
+      if (other.context.tenant !== request.context.tenant) continue
       // One that was accepted at this very instant may have come a moment later.
       if (other.nested || other.leftAt === now || other.acceptedAt === now) continue
       must(
-        key(request) < key(other) || (key(request) === key(other) && request.accepted < other.accepted),
+        this.key(request) < this.key(other)
+          || (this.key(request) === this.key(other) && request.accepted < other.accepted),
         () => at(`before ${other.id}`)
       )
     }
@@ -288,13 +400,18 @@ export class Reference {
         case "QueueShutdown":
         case "ModelNotRegistered":
           return must(this.closing, () => at("not closing"))
+        case "QueueDraining":
+          return must(this.draining || request.whileDraining, () => at("not draining"))
         case "QueueFull":
           return must(
             this.options.strategy === "reject" || !request.waits,
             () => at("the queue suspends")
           )
         case "QueueTimeout":
-          return must(request.waits && Number.isFinite(request.timeout), () => at("it has no timeout"))
+          return must(
+            request.timeout <= 0 || (request.waits && Number.isFinite(request.timeout)),
+            () => at("it has no timeout")
+          )
         case "RequestCancelled":
           return must(request.cancelAsked, () => at("nobody asked"))
         default:
@@ -386,18 +503,20 @@ export class Reference {
         must(request.alive, () => on("has no processor"))
       }
     }
-    const suspended = this.all.filter((request) => request.status === "submitted")
+    const { suspended } = this
     const expected = {
       depth: this.waiting.length,
       suspended: suspended.length,
       running: this.alive.length,
-      ...this.counts
+      ...this.counts,
+      ...(this.closing ? {} : { state: this.state })
     }
     for (const [name, count] of Object.entries(expected)) {
       must(info[name as keyof typeof expected] === count, () => at(`expected ${name} ${count}`))
     }
     const room = this.waiting.filter((request) => !request.nested).length < this.options.capacity
     must(!room || suspended.length === 0, () => at("there is room for what is suspended"))
+    must(!this.draining || suspended.length === 0, () => at("nothing waits for room while draining"))
     must(this.options.strategy === "suspend" || suspended.length === 0, () => at("nothing may be suspended"))
     const used = this.used(now)
     let free = Number.POSITIVE_INFINITY
@@ -423,12 +542,10 @@ export class Reference {
       && used.tokens + request.tokens.inputTokens + request.tokens.outputTokens
         <= (limits.tokens ?? Number.POSITIVE_INFINITY)
     const nested = this.waiting.filter((request) => request.nested)
-    if (nested.length === 0) {
-      const head = this.waiting.toSorted((a, b) =>
-        a.submittedAt - a.headStart - (b.submittedAt - b.headStart) || a.accepted - b.accepted
-      )[0]
-      must(head === undefined || free < 1 || !fits(head), () =>
-        at(`${head?.id} could go`))
+    // Which tenant is next only the queue knows: one of those whose first request fits.
+    if (nested.length === 0 && !this.isHeld && free >= 1) {
+      const { heads } = this
+      must(heads.length === 0 || !heads.every(fits), () => at(`${heads.map(({ id }) => id).join(" or ")} could go`))
     }
     for (const request of nested) {
       const { parent } = request
