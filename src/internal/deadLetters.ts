@@ -14,6 +14,8 @@ export interface DeadLetter {
 
 interface Kept {
   readonly letter: DeadLetter
+  /** Its place among all that have failed. */
+  readonly place: number
   /** Monotonic. */
   readonly until: number
 }
@@ -25,6 +27,7 @@ export class DeadLetters {
   private readonly now: () => number
   private readonly due: (at: number) => void
   private readonly kept = new Map<string, Kept>()
+  private added = 0
 
   /** `due` is told when `expire` is to be called. */
   constructor(modelId: string, count: number, age: number, now: () => number, due: (at: number) => void) {
@@ -48,7 +51,7 @@ export class DeadLetters {
   add(letter: DeadLetter): void {
     // An id that failed before is a new letter, behind the others.
     this.kept.delete(letter.requestId)
-    this.kept.set(letter.requestId, { letter, until: this.now() + this.age })
+    this.kept.set(letter.requestId, { letter, place: this.added++, until: this.now() + this.age })
     this.bound()
   }
 
@@ -96,17 +99,11 @@ export class DeadLetters {
   }
 
   private putBack(id: string, kept: Kept): void {
-    const later = Array.from(this.kept)
-    this.kept.clear()
-    let isPut = later.some(([other]) => other === id)
-    for (const [other, each] of later) {
-      if (!isPut && each.until > kept.until) {
-        this.kept.set(id, kept)
-        isPut = true
-      }
-      this.kept.set(other, each)
+    if (!this.kept.has(id)) {
+      const inOrder = [...this.kept, [id, kept] as const].toSorted(([, a], [, b]) => a.place - b.place)
+      this.kept.clear()
+      for (const [other, each] of inOrder) this.kept.set(other, each)
     }
-    if (!isPut) this.kept.set(id, kept)
     this.bound()
   }
 

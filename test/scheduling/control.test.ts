@@ -531,6 +531,18 @@ describe("a dead letter whose submission is given up", () => {
         assert.deepStrictEqual(yield* ids, ["b"])
       }
     }).pipe(Effect.provide(Manager)))
+
+  it.effect("keeps its place among those that failed at the same instant", () =>
+    Effect.gen(function*() {
+      const { Model, manager, submit } = yield* open({ rateLimiters: "unlimited", deadLetters: { count: 10 } })
+      for (const id of ["a", "b", "c"]) yield* submit(id, {}, -1)
+      yield* TestClock.adjust(0)
+      yield* manager.drainQueue(Model)
+      const error = yield* Effect.flip(manager.resubmitDeadLetter(Model, "b"))
+      assert.strictEqual(error._tag, "QueueDraining")
+      const letters = yield* manager.deadLetters(Model)
+      assert.deepStrictEqual(letters.map(({ requestId }) => requestId), ["a", "b", "c"])
+    }).pipe(Effect.provide(Manager)))
 })
 
 describe("an operator at random", () => {
