@@ -113,7 +113,9 @@ const makeOptions = (choose: random.Random): Options => ({
   retainCount: choose.pick([0, 1, 5, 1000]),
   retainAge: choose.pick([5000, 60_000, 3_600_000]),
   readsUsage: choose.chance(0.3),
-  headStart: choose.pick([0, 0, 5000])
+  headStart: choose.pick([0, 0, 5000]),
+  letterCount: choose.pick([0, 2, 1000]),
+  letterAge: choose.pick([5000, 86_400_000])
 })
 
 const rateLimitersOf = (limits: Limits) => {
@@ -135,6 +137,7 @@ const makeModel = (name: string, { limits, ...options }: Options): Model =>
     failEarly: false,
     strategy: options.strategy,
     retention: { count: options.retainCount, age: options.retainAge },
+    deadLetters: { count: options.letterCount, age: options.letterAge },
     usage: options.readsUsage ? (result) => result.usage : undefined,
     shutdown: { policy: "drain", deadline: 7000 }
   })
@@ -242,61 +245,43 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       }
     }
     const { reference } = target
-    const nested = waits && isOf(reference, parent)
-    const context = within(within(parent?.context ?? {}, contextOf(region)), contextOf(own))
-    const timeLeft = (context.deadline ?? Number.POSITIVE_INFINITY) - now()
-    const request: Request = {
+    const request = reference.submit({
       id,
       plan,
       waits,
       submittedAt: now(),
-      context,
-      timeout: Math.min(own.timeout ?? Number.POSITIVE_INFINITY, timeLeft),
+      context: within(within(parent?.context ?? {}, contextOf(region)), contextOf(own)),
+      ownTimeout: own.timeout ?? Number.POSITIVE_INFINITY,
       processingTimeout: own.processingTimeout ?? Number.POSITIVE_INFINITY,
       tokens: tooLarge ? { ...tokens, inputTokens: 1001 } : tokens,
       malformed,
-      parent,
-      reference,
-      nested,
-      onceNested: nested,
-      leftAt: -1,
-      whileClosing: reference.closing,
-      whileDraining: reference.draining && !reference.closing,
-      status: "submitted",
-      accepted: -1,
-      acceptedAt: -1,
-      dispatchedAt: -1,
-      endedAt: -1,
-      ending: undefined,
-      cancelAsked: false,
-      isCancelled: false,
-      left: false,
-      starts: 0,
-      startedAt: -1,
-      alive: false,
-      exit: undefined,
-      waitsFor: undefined,
-      onceWaited: false,
-      usage: undefined,
-      reportedAt: -1
-    }
-    reference.requests.set(id, request)
-    byId.set(id, request)
-    const effect = submission.pipe(
+      parent
+    })
+    return { request, effect: followed(request, submission) }
+  }
+
+  /** What is asked for a request, and what comes of it. */
+  const followed = (
+    request: Request,
+    submission: Effect.Effect<unknown, unknown>,
+    then?: (exit: Exit.Exit<unknown, unknown>) => void
+  ) => {
+    byId.set(request.id, request)
+    return submission.pipe(
       Effect.onInterrupt(() =>
         Effect.sync(() => {
           request.left = true
-          if (waits) request.cancelAsked = true
+          if (request.waits) request.cancelAsked = true
         })
       ),
       Effect.onExit((exit) =>
         Effect.sync(() => {
           changes++
-          answers.push(() => reference.answered(request, exit))
+          then?.(exit)
+          answers.push(() => request.reference.answered(request, exit))
         })
       )
     )
-    return { request, effect }
   }
 
   // What processors do ----------------------------------------------------------------------------------------------
@@ -463,6 +448,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
         continue
       }
       guarded(() => reference.check(info, now()))
+      yield* checkLetters(reference)
       const known = reference.all
       if (known.length > 0) {
         const request = choose.pick(known)
@@ -589,6 +575,59 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     if (exit.value) request.context = { ...request.context, headStart }
   })
 
+  const resubmit = Effect.fnUntraced(function*({ letters, name, requests }: Reference) {
+    const known = Array.from(requests.values())
+    if (known.length === 0) return
+    const kept = letters.at(now())
+    const letter = choose.pick(kept.length === 0 || choose.chance(0.1) ? known : kept)
+    const id = `r${ids++}`
+    trace.push(`resubmit ${name}/${letter.id} as ${id}`)
+    const resubmission: Effect.Effect<unknown, unknown> = manager.resubmitDeadLetter(makeModelOf(letter), letter.id, {
+      id
+    })
+    if (!kept.includes(letter)) {
+      return assert.strictEqual(tagOf(errorOf(yield* Effect.exit(resubmission))), "RequestNotFound")
+    }
+    const { deadline: _, ...context } = letter.context
+    const request = letter.reference.submit({
+      ...letter,
+      id,
+      waits: false,
+      submittedAt: now(),
+      context,
+      parent: undefined
+    })
+    letters.take(letter)
+    const fiber = yield* start(followed(request, resubmission, (exit) => {
+      if (Exit.isFailure(exit)) letters.keep(letter)
+    }))
+    submitters.set(request, fiber)
+  })
+
+  const removeLetters = Effect.fnUntraced(function*({ letters, name }: Reference) {
+    const kept = letters.at(now())
+    const chosen = choose.chance(0.5) ? undefined : kept.filter(() => choose.chance(0.5))
+    for (const letter of chosen ?? kept) letters.take(letter)
+    trace.push(`remove letters of ${name}: ${chosen?.map(({ id }) => id).join(" ")}`)
+    const count = yield* manager.removeDeadLetters(name, chosen?.map(({ id }) => id))
+    assert.strictEqual(count, (chosen ?? kept).length)
+  })
+
+  const checkLetters = Effect.fnUntraced(function*(reference: Reference) {
+    const found = yield* manager.deadLetters(makeModel(reference.name, reference.options))
+    const kept = reference.letters.at(now())
+    guarded(() => {
+      assert.deepStrictEqual(found.map(({ requestId }) => requestId), kept.map(({ id }) => id), "dead letters")
+      for (const [index, { failedAt, request, response }] of found.entries()) {
+        const letter = kept[index]!
+        assert.strictEqual(request.params, letter.plan)
+        assert.strictEqual(failedAt, letter.endedAt)
+        assert(letter.ending?.status === "failed")
+        assert.strictEqual(response.cause, letter.ending.cause)
+      }
+    })
+  })
+
   const operate = Effect.fnUntraced(function*(reference: Reference) {
     const what = choose.pick(["pause", "resume", "resume", "drain"])
     trace.push(`${what} ${reference.name}`)
@@ -624,13 +663,17 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   })
 
   const operation = Effect.gen(function*() {
-    const kind = choose.int(0, 114)
+    const kind = choose.int(0, 116)
     if (kind >= 103) {
       const reference = live.get(choose.pick(names))?.reference
       if (reference === undefined) return
       const request = pickRequest()
       return kind < 106
         ? yield* cancelMany(reference)
+        : kind > 112
+        ? yield* resubmit(reference)
+        : kind > 111
+        ? yield* removeLetters(reference)
         : kind < 110
         ? yield* operate(reference)
         : request && (yield* changePriority(request))

@@ -4,6 +4,7 @@
  */
 import { Cause, Duration, Exit } from "effect"
 import type { QueueManager, QueueResponse } from "effect-llm-queue"
+import { Letters } from "./letters.ts"
 
 export interface Tokens {
   readonly inputTokens: number
@@ -66,20 +67,28 @@ export interface Options {
   readonly readsUsage: boolean
   /** Of requests that say nothing. */
   readonly headStart: number
+  readonly letterCount: number
+  readonly letterAge: number
 }
 
-export interface Request {
+/** What is submitted. */
+export interface Asked {
   readonly id: string
   readonly plan: Plan
   readonly waits: boolean
   readonly submittedAt: number
   /** What it has from itself, its region and the request whose processor submits it. Its own children have it too. */
   context: Context
-  readonly timeout: number
+  /** Its own, the deadline not included. */
+  readonly ownTimeout: number
   readonly processingTimeout: number
   readonly tokens: Tokens
   readonly malformed: boolean
   readonly parent: Request | undefined
+}
+
+export interface Request extends Asked {
+  readonly timeout: number
   readonly reference: Reference
   /** Waits for its result, or is waited for, inside a processor of its own queue. */
   nested: boolean
@@ -187,10 +196,46 @@ export class Reference {
 
   readonly name: string
   readonly options: Options
+  readonly letters: Letters
 
   constructor(name: string, options: Options) {
     this.name = name
     this.options = options
+    this.letters = new Letters(options.letterCount, options.letterAge)
+  }
+
+  submit(asked: Asked): Request {
+    const { context, id, ownTimeout, parent, submittedAt, waits } = asked
+    const nested = waits && isOf(this, parent)
+    const request: Request = {
+      ...asked,
+      timeout: Math.min(ownTimeout, (context.deadline ?? Number.POSITIVE_INFINITY) - submittedAt),
+      reference: this,
+      nested,
+      onceNested: nested,
+      leftAt: -1,
+      whileClosing: this.closing,
+      whileDraining: this.draining && !this.closing,
+      status: "submitted",
+      accepted: -1,
+      acceptedAt: -1,
+      dispatchedAt: -1,
+      endedAt: -1,
+      ending: undefined,
+      cancelAsked: false,
+      isCancelled: false,
+      left: false,
+      starts: 0,
+      startedAt: -1,
+      alive: false,
+      exit: undefined,
+      waitsFor: undefined,
+      onceWaited: false,
+      usage: undefined,
+      reportedAt: -1
+    }
+    this.requests.set(id, request)
+    return request
   }
 
   get all(): ReadonlyArray<Request> {
@@ -307,6 +352,7 @@ export class Reference {
     if (wasDispatched) must(request.dispatchedAt === request.submittedAt + queueTime, () => at("queueTime"))
     else must(processingTime === 0 && event.attempts === 0, () => at("never processed"))
     this.ended.push(request)
+    if (event.status === "failed") this.letters.failed(request)
     this.counts[event.status]++
     this.justify(request, event, wasDispatched, at)
   }
