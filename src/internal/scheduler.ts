@@ -9,8 +9,8 @@
  *
  * **Inside a tenant** the order is by submission time less the head start, so whoever has waited long enough is first.
  *
- * A tenant that is held, by limits of its own, is left out until it is released, and then starts like one that comes
- * back.
+ * A tenant whose first request is held, by limits of its own, is left out until that may go, or another one is the
+ * first, and then starts like one that comes back.
  */
 import type { Entry } from "./entry.ts"
 import { Heap, type Node } from "./heap.ts"
@@ -77,6 +77,7 @@ export class Scheduler {
     lane.add(entry)
     if (lane.place === undefined) lane.place = tenant.order.add(lane.key, lane, entry.sequence)
     else if (entry.early !== undefined) tenant.order.update(lane.place, lane.key, lane.peek()!.sequence!)
+    if (tenant.held !== undefined && first(tenant) === entry) this.release(tenant)
     if (!isBack) return
     if (tenant.place !== undefined) this.idle.remove(tenant.place)
     this.start(tenant)
@@ -85,6 +86,7 @@ export class Scheduler {
   /** Takes an entry out that is in order. */
   remove(entry: Entry): void {
     const tenant = this.tenants.get(entry.tenant)!
+    const wasFirst = tenant.held !== undefined && first(tenant) === entry
     const lane = entry.lane!
     lane.remove(entry)
     const next = lane.peek()
@@ -93,6 +95,7 @@ export class Scheduler {
       tenant.lanes.delete(lane.headStart)
     } else tenant.order.update(lane.place!, lane.key, next.sequence!)
     if (--tenant.size === 0) this.leave(tenant)
+    else if (wasFirst) this.release(tenant)
   }
 
   /** An entry costs something else from now on. */
@@ -174,11 +177,11 @@ export class Scheduler {
 
   /**
    * Leaves its tenant out: until a time, or until something happens to itself, or to anybody, that may end it. Only if
-   * nothing has happened since what says so was asked: `changes` is what it was before that.
+   * nothing has happened since what says so was asked, and it is still the first: `changes` is what it was before that.
    */
   hold(entry: Entry, until: number, by: "itself" | "others", changes = this.changes): void {
-    if (changes !== this.changes) return
     const tenant = this.tenants.get(entry.tenant)!
+    if (changes !== this.changes || first(tenant) !== entry) return
     this.ready.remove(tenant.place!)
     tenant.place = undefined
     tenant.held = this.held.add(until, tenant)

@@ -76,6 +76,32 @@ describe("tenants", () => {
       assert.isTrue(started.every(({ at, tenant }) => tenant === "a" || at === 0))
     }).pipe(Effect.provide(Manager)))
 
+  it.effect("one that is held goes on at once with another first request that fits", () =>
+    Effect.gen(function*() {
+      const { Model, ids, manager, submit } = yield* open({
+        rateLimiters: [RateLimiter.rpm(100)],
+        tenants: { others: { rateLimiters: [RateLimiter.tpm(100)] } }
+      })
+      yield* submit("first", "a", tokens(60))
+      yield* TestClock.adjust(0)
+      yield* submit("large", "a", tokens(50))
+      yield* submit("small", "a", tokens(10))
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(ids(), ["first"])
+      yield* submit("small and before it", "a", { ...tokens(10), priority: "high" })
+      yield* TestClock.adjust(0)
+      assert.deepStrictEqual(ids(), ["first", "small and before it"])
+      yield* manager.cancelRequest(Model, "large")
+      yield* TestClock.adjust(0)
+      assert.deepStrictEqual(ids(), ["first", "small and before it", "small"])
+      yield* submit("large again", "a", tokens(50))
+      yield* submit("small again", "a", tokens(10))
+      yield* TestClock.adjust(0)
+      yield* manager.changePriority(Model, "small again", "high")
+      yield* TestClock.adjust(0)
+      assert.strictEqual(ids().at(-1), "small again")
+    }).pipe(Effect.provide(Manager)))
+
   it.effect("permits of a tenant come back however its requests end", () =>
     Effect.gen(function*() {
       const { Model, ids, manager, submit } = yield* open({
