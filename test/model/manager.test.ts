@@ -23,6 +23,7 @@ import {
   type Step,
   type Submission,
   tagOf,
+  type Tenants,
   within
 } from "./reference.ts"
 
@@ -101,31 +102,82 @@ const makePlan = (choose: random.Random, queues: ReadonlyArray<string>, depth: n
   }
 }
 
-const makeOptions = (choose: random.Random): Options => ({
-  limits: {
+const makeTenants = (choose: random.Random, isLimited: boolean): Tenants | undefined => {
+  const guaranteed = isLimited ? choose.pick([0, 0.5]) : 0
+  return choose.pick([
+    undefined,
+    { weight: 3, guaranteed: 0, own: undefined },
+    { weight: 1, guaranteed, own: undefined },
+    {
+      weight: 1,
+      guaranteed,
+      own: {
+        concurrent: choose.pick([undefined, 1, 2]),
+        requests: choose.pick([undefined, 1, 3]),
+        tokens: choose.pick([undefined, 700])
+      }
+    }
+  ])
+}
+
+const makeOptions = (choose: random.Random): Options => {
+  const limits: Limits = {
     concurrent: choose.pick([undefined, 1, 1, 2, 3]),
     requests: choose.pick([undefined, undefined, 2, 5]),
     tokens: choose.pick([undefined, undefined, 1000]),
+    budget: choose.pick(
+      [undefined, undefined, undefined, true, false].map((fails) =>
+        fails === undefined ? undefined : { tokens: 2000, fails }
+      )
+    ),
     period: choose.pick([1000, 10_000, 60_000])
-  },
-  capacity: choose.pick([1, 2, 5, 10_000]),
-  strategy: choose.pick(["suspend", "suspend", "reject", "dropOldest"]),
-  retainCount: choose.pick([0, 1, 5, 1000]),
-  retainAge: choose.pick([5000, 60_000, 3_600_000]),
-  readsUsage: choose.chance(0.3),
-  headStart: choose.pick([0, 0, 5000]),
-  letterCount: choose.pick([0, 2, 1000]),
-  letterAge: choose.pick([5000, 86_400_000])
-})
+  }
+  return {
+    limits,
+    tenants: makeTenants(choose, rateLimitersOf(limits) !== "unlimited"),
+    bypass: choose.pick([0, 0, 1, 16]),
+    capacity: choose.pick([1, 2, 5, 10_000]),
+    strategy: choose.pick(["suspend", "suspend", "reject", "dropOldest"]),
+    retainCount: choose.pick([0, 1, 5, 1000]),
+    retainAge: choose.pick([5000, 60_000, 3_600_000]),
+    readsUsage: choose.chance(0.3),
+    headStart: choose.pick([0, 0, 5000]),
+    letterCount: choose.pick([0, 2, 1000]),
+    letterAge: choose.pick([5000, 86_400_000])
+  }
+}
 
-const rateLimitersOf = (limits: Limits) => {
-  const timePeriod = limits.period
+const rateLimitersOf = ({ budget, concurrent, period, requests, tokens }: Limits) => {
   const rateLimiters = [
-    ...(limits.concurrent === undefined ? [] : [RateLimiter.concurrent(limits.concurrent)]),
-    ...(limits.requests === undefined ? [] : [RateLimiter.rpm(limits.requests, { timePeriod })]),
-    ...(limits.tokens === undefined ? [] : [RateLimiter.tpm(limits.tokens, { timePeriod })])
+    ...(concurrent === undefined ? [] : [RateLimiter.concurrent(concurrent)]),
+    ...(requests === undefined ? [] : [RateLimiter.rpm(requests, { timePeriod: period })]),
+    ...(tokens === undefined ? [] : [RateLimiter.tpm(tokens, { timePeriod: period })]),
+    ...(budget === undefined ? [] : [
+      RateLimiter.budget(budget.tokens / 1e6, {
+        price: { input: 1, output: 1 },
+        timePeriod: period,
+        onExceeded: budget.fails ? "fail" : "wait"
+      })
+    ])
   ]
-  return rateLimiters.length === 0 ? "unlimited" : rateLimiters
+  return rateLimiters.length === 0 ? "unlimited" as const : rateLimiters
+}
+
+const tenantsOf = ({ limits: { period }, tenants }: Pick<Options, "limits" | "tenants">) => {
+  if (tenants === undefined) return undefined
+  const { guaranteed, own, weight } = tenants
+  const limits = own && rateLimitersOf({
+    concurrent: undefined,
+    requests: undefined,
+    tokens: undefined,
+    ...own,
+    budget: undefined,
+    period
+  })
+  return {
+    byId: { a: { weight, guaranteed } },
+    others: limits === undefined || limits === "unlimited" ? {} : { rateLimiters: limits }
+  }
 }
 
 const makeModel = (name: string, { limits, ...options }: Options): Model =>
@@ -133,7 +185,8 @@ const makeModel = (name: string, { limits, ...options }: Options): Model =>
     rateLimiters: rateLimitersOf(limits),
     capacity: options.capacity,
     priority: options.headStart / 1000,
-    bypass: 0,
+    tenants: tenantsOf({ limits, ...options }),
+    bypass: options.bypass,
     failEarly: false,
     strategy: options.strategy,
     retention: { count: options.retainCount, age: options.retainAge },
@@ -559,7 +612,15 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       ...(headStart === undefined ? {} : { priority: headStart / 1000 })
     })
     for (const request of meant) request.isCancelled = true
-    assert.strictEqual(count, meant.length, JSON.stringify(filter))
+    heard.push(() => {
+      const others = meant.filter(({ status }) => status !== "cancelled")
+      assert.strictEqual(count + others.length, meant.length, JSON.stringify(filter))
+      // Who waited for one of them may have submitted another one at once.
+      for (const { ending, id } of others) {
+        const isDropped = ending?.status === "failed" && tagOf(errorOf(Exit.failCause(ending.cause))) === "QueueFull"
+        assert.isTrue(isDropped, `${id} is not cancelled`)
+      }
+    })
   })
 
   const changePriority = Effect.fnUntraced(function*(request: Request) {
@@ -650,15 +711,17 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     const name = choose.pick(names)
     const reference = live.get(name)?.reference
     if (reference === undefined) return
-    const { concurrent, period, requests, tokens } = reference.options.limits
+    const { budget, concurrent, period, requests, tokens } = reference.options.limits
     const limits = {
       concurrent: concurrent && choose.pick([1, 2, 3]),
       requests: requests && choose.pick([1, 2, 5]),
       tokens: tokens && choose.pick([400, 1000, 2000]),
+      budget: budget && { ...budget, tokens: choose.pick([1000, 3000]) },
       period
     }
     trace.push(`update ${name} ${JSON.stringify(limits)}`)
     reference.options.limits = limits
+    reference.shares.reset()
     yield* manager.updateRateLimiters(name, rateLimitersOf(limits))
   })
 

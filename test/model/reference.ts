@@ -4,7 +4,9 @@
  */
 import { Cause, Duration, Exit } from "effect"
 import type { QueueManager, QueueResponse } from "effect-llm-queue"
+import { Books, sum, type Window } from "./books.ts"
 import { Letters } from "./letters.ts"
+import { Shares } from "./shares.ts"
 
 export interface Tokens {
   readonly inputTokens: number
@@ -54,7 +56,16 @@ export interface Limits {
   readonly concurrent: number | undefined
   readonly requests: number | undefined
   readonly tokens: number | undefined
+  /** Money, as so many tokens. */
+  readonly budget: { readonly tokens: number; readonly fails: boolean } | undefined
   readonly period: number
+}
+
+/** What `a` has that others have not, and what all others have beside the model's limits. */
+export interface Tenants {
+  readonly weight: number
+  readonly guaranteed: number
+  readonly own: Partial<Pick<Limits, "concurrent" | "requests" | "tokens">> | undefined
 }
 
 export interface Options {
@@ -69,6 +80,8 @@ export interface Options {
   readonly headStart: number
   readonly letterCount: number
   readonly letterAge: number
+  readonly tenants: Tenants | undefined
+  readonly bypass: number
 }
 
 /** What is submitted. */
@@ -94,6 +107,8 @@ export interface Request extends Asked {
   nested: boolean
   /** Then it may run on the permit of what has waited for it. */
   onceNested: boolean
+  /** How many that came later went before it. */
+  passed: number
   /** When nobody has waited for it any longer. */
   leftAt: number
   readonly whileClosing: boolean
@@ -184,8 +199,6 @@ export const isOf = (reference: Reference, request: Request | undefined): boolea
 export class Reference {
   readonly requests = new Map<string, Request>()
   readonly ended: Array<Request> = []
-  /** Dispatched, newest last. */
-  readonly dispatched: Array<Request> = []
   counts = { completed: 0, failed: 0, cancelled: 0 }
   closing = false
   paused = false
@@ -193,15 +206,20 @@ export class Reference {
   private acceptances = 0
   /** Taken when it was last looked at. */
   private permits = 0
+  private othersBefore = 0
 
   readonly name: string
   readonly options: Options
   readonly letters: Letters
+  readonly books: Books
+  readonly shares: Shares
 
   constructor(name: string, options: Options) {
     this.name = name
     this.options = options
     this.letters = new Letters(options.letterCount, options.letterAge)
+    this.books = new Books(options)
+    this.shares = new Shares((tenant) => tenant === "a" ? options.tenants?.weight ?? 1 : 1)
   }
 
   submit(asked: Asked): Request {
@@ -213,6 +231,7 @@ export class Reference {
       reference: this,
       nested,
       onceNested: nested,
+      passed: 0,
       leftAt: -1,
       whileClosing: this.closing,
       whileDraining: this.draining && !this.closing,
@@ -360,23 +379,50 @@ export class Reference {
   /** A dispatch keeps every window, and the order. */
   private dispatch(request: Request, at: (what: string) => string): void {
     const now = request.dispatchedAt
-    this.dispatched.push(request)
-    const { requests, tokens } = this.options.limits
-    const used = this.used(now)
-    if (requests !== undefined) must(used.requests <= requests, () => at(`over ${requests} requests`))
-    if (tokens !== undefined) must(this.leastTokens(now) <= tokens, () => at(`over ${tokens} tokens`))
-    if (request.nested || request.leftAt >= now) return
-    must(!this.isHeld, () => at("in a pause"))
-    for (const other of this.waiting) {
-      if (other.context.tenant !== request.context.tenant) continue
+    const waiting = this.waiting.filter(({ nested }) => !nested)
+    const { tenants } = this.options
+    const problem = this.shares.serve(request, [...waiting, request], (other) => this.books.share(other))
+    must(
+      problem === undefined || tenants?.own !== undefined || (tenants?.guaranteed ?? 0) > 0,
+      () => at(problem!)
+    )
+    const inTurn = !request.nested && request.leftAt < now
+    if (inTurn) {
+      must(!this.isHeld, () => at("in a pause"))
       // One that was accepted at this very instant may have come a moment later.
-      if (other.nested || other.leftAt === now || other.acceptedAt === now) continue
-      must(
-        this.key(request) < this.key(other)
-          || (this.key(request) === this.key(other) && request.accepted < other.accepted),
-        () => at(`before ${other.id}`)
+      const before = waiting.filter((other) =>
+        other.context.tenant === request.context.tenant && other.leftAt !== now && other.acceptedAt !== now
+        && this.compare(other, request) < 0
       )
+      if (before.length > 0) this.pass(request, before.toSorted((a, b) => this.compare(a, b))[0]!, now, at)
     }
+    this.books.dispatched.push(request)
+    const over = this.books.over(request)
+    must(over === undefined, () => at(`over ${JSON.stringify(over)}`))
+  }
+
+  /** Earlier in the order, if they are of one tenant. */
+  private compare(one: Request, two: Request): number {
+    return this.key(one) - this.key(two) || one.accepted - two.accepted
+  }
+
+  /** It goes before the first of its tenant, which loses nothing by it. */
+  private pass(request: Request, first: Request, now: number, at: (what: string) => string): void {
+    const { bypass, limits: { concurrent } } = this.options
+    must(bypass > 0, () => at(`before ${first.id}`))
+    must(++first.passed <= bypass, () => at(`before ${first.id}, as ${bypass} others did`))
+    must(sum(request.tokens) < sum(first.tokens), () => at(`before ${first.id}, and takes no less`))
+    // Reports of this very instant may have come later.
+    if (this.all.some(({ reportedAt }) => reportedAt === now)) return
+    const earliest = this.books.earliest(first, now)
+    must(earliest > now, () => at(`before ${first.id}, which fits`))
+    this.books.dispatched.push(request)
+    const then = this.books.earliest(first, now)
+    this.books.dispatched.pop()
+    must(then <= earliest, () => at(`before ${first.id}, which can go at ${then} and not at ${earliest}`))
+    const atWork = this.all.filter((other) => other.status === "processing" || other.alive)
+    if (concurrent === undefined || atWork.some(({ onceWaited }) => onceWaited)) return
+    must(atWork.length < concurrent, () => at(`before ${first.id}, for which no permit is left`))
   }
 
   private justify(
@@ -416,13 +462,15 @@ export class Reference {
         return must(this.closing, () => at("not closing"))
       case "RequestTooLarge":
         return must(!wasDispatched && this.isTooLarge(request), () => at("it fits"))
+      case "BudgetExceeded":
+        return must(!wasDispatched && this.books.exceeds(request, request.endedAt), () => at("it is within the budget"))
       default:
         return objection(at(`unexpected ${String(error)}`))
     }
   }
 
-  isTooLarge({ tokens }: Request): boolean {
-    return tokens.inputTokens + tokens.outputTokens > (this.options.limits.tokens ?? Number.POSITIVE_INFINITY)
+  isTooLarge(request: Request): boolean {
+    return this.books.isTooLarge(request)
   }
 
   // What submitters and other callers hear --------------------------------------------------------------------------
@@ -443,6 +491,8 @@ export class Reference {
           return must(request.malformed, () => at("it is well formed"))
         case "RequestTooLarge":
           return must(this.isTooLarge(request), () => at("it fits"))
+        case "BudgetExceeded":
+          return must(this.books.exceeds(request, request.submittedAt), () => at("it is within the budget"))
         case "QueueShutdown":
         case "ModelNotRegistered":
           return must(this.closing, () => at("not closing"))
@@ -496,38 +546,17 @@ export class Reference {
 
   // Charges ---------------------------------------------------------------------------------------------------------
 
-  used(now: number): { readonly requests: number; readonly tokens: number } {
-    const charged = this.dispatched.filter((request) => request.dispatchedAt + this.options.limits.period > now)
-    return { requests: charged.length, tokens: charged.reduce((sum, request) => sum + this.charge(request, now), 0) }
-  }
-
-  /** A report of this very instant may have come before or after. */
-  private leastTokens(now: number): number {
-    return this.dispatched.filter((request) => request.dispatchedAt + this.options.limits.period > now).reduce(
-      (sum, request) =>
-        sum + (request.reportedAt === now
-          ? Math.min(this.charge(request, now), request.tokens.inputTokens + request.tokens.outputTokens)
-          : this.charge(request, now)),
-      0
-    )
-  }
-
-  private charge(request: Request, now: number): number {
-    const { tokens, usage } = request
-    const estimate = tokens.inputTokens + tokens.outputTokens
-    return usage === undefined || request.reportedAt > now ? estimate : usage.inputTokens + usage.outputTokens
-  }
-
   /** Takes a usage report; says what the queue must answer, or `undefined` when more than one answer is right. */
   report(request: Request, usage: Tokens, now: number): string | undefined {
     if (request.startedAt < 0) return "InvalidRequest"
     if (request.usage !== undefined) return "alreadySettled"
-    const { limits } = this.options
-    const inWindow = request.startedAt + limits.period > now
-    if (limits.tokens !== undefined && !inWindow) return "expired"
+    const windows = [...this.books.windows, ...this.books.own(request.context.tenant)]
+    const countsTokens = windows.some(({ counts }) => counts === "tokens")
+    const inWindow = request.startedAt + this.options.limits.period > now
+    if (countsTokens && !inWindow) return "expired"
     request.usage = usage
     request.reportedAt = now
-    if (limits.tokens !== undefined || inWindow || limits.requests === undefined) return "settled"
+    if (inWindow || windows.length === 0) return "settled"
     request.usage = undefined
     return undefined
   }
@@ -536,7 +565,6 @@ export class Reference {
 
   check(info: QueueManager.QueueInfo, now: number): void {
     const at = (what: string) => `${this.name} at ${now}: ${what} ${JSON.stringify(info)}`
-    const { limits } = this.options
     for (const request of this.all) {
       const on = (what: string) => at(`${request.id} ${request.status} ${what}`)
       must(request.starts <= 1, () => on("started twice"))
@@ -564,12 +592,16 @@ export class Reference {
     must(!room || suspended.length === 0, () => at("there is room for what is suspended"))
     must(!this.draining || suspended.length === 0, () => at("nothing waits for room while draining"))
     must(this.options.strategy === "suspend" || suspended.length === 0, () => at("nothing may be suspended"))
-    const used = this.used(now)
+    const usedOf = (counts: Window["counts"]) =>
+      this.books.used({ counts, limit: 0, fails: false, isOwn: false }, now, undefined)
+    const used = { rpm: usedOf("requests"), tpm: usedOf("tokens") }
     let free = Number.POSITIVE_INFINITY
     for (const usage of info.rateLimiters) {
-      if (usage.type === "rpm") must(usage.used === used.requests, () => at(`expected ${used.requests} requests`))
-      else if (usage.type === "tpm") must(usage.used === used.tokens, () => at(`expected ${used.tokens} tokens`))
-      else {
+      if (usage.type === "rpm") must(usage.used === used.rpm, () => at(`expected ${used.rpm} requests`))
+      else if (usage.type === "tpm") must(usage.used === used.tpm, () => at(`expected ${used.tpm} tokens`))
+      else if (usage.type === "budget") {
+        must(Math.abs(usage.used * 1e6 - used.tpm) < 1e-6, () => at(`expected to have spent ${used.tpm}`))
+      } else {
         free = usage.limit - usage.used
         // A lower limit takes nobody's permit, and gives none.
         must(free >= 0 || usage.used <= this.permits, () => at("too many permits"))
@@ -583,25 +615,76 @@ export class Reference {
     for (const request of [...this.waiting, ...suspended]) {
       must(!this.isTooLarge(request), () => at(`${request.id} is too large`))
     }
-    const fits = (request: Request) =>
-      used.requests + 1 <= (limits.requests ?? Number.POSITIVE_INFINITY)
-      && used.tokens + request.tokens.inputTokens + request.tokens.outputTokens
-        <= (limits.tokens ?? Number.POSITIVE_INFINITY)
+    const fits = (request: Request) => this.books.fits(request, now)
+    this.checkTenants(at)
     const nested = this.waiting.filter((request) => request.nested)
-    // Which tenant is next only the queue knows: one of those whose first request fits.
-    if (nested.length === 0 && !this.isHeld && free >= 1) {
-      const { heads } = this
-      must(heads.length === 0 || !heads.every(fits), () => at(`${heads.map(({ id }) => id).join(" or ")} could go`))
-    }
+    if (nested.length === 0 && !this.isHeld && free >= 1) this.checkHeads(free, now, at)
     for (const request of nested) {
       const { parent } = request
       const isAwaited = parent?.alive === true && parent.reference === this && parent.waitsFor === request
         && !this.alive.some((other) => other.onceNested && isBelow(other, parent))
       must(
-        nested.length > 1 || !fits(request) || (free < 1 && !isAwaited),
+        nested.length > 1 || !fits(request) || (this.hasPermit(request, free) !== "yes" && !isAwaited),
         () => at(`${request.id} could go, and ${parent?.id} waits for it`)
       )
     }
+  }
+
+  /** What is at work of a tenant, and whether each has a permit of its own: what is waited for may run on another's. */
+  private permitsOf(tenant: string | undefined): { readonly taken: number; readonly isExact: boolean } {
+    const alive = this.alive.filter(({ context }) => context.tenant === tenant)
+    return { taken: alive.length, isExact: !this.alive.some(({ onceNested, onceWaited }) => onceNested || onceWaited) }
+  }
+
+  private mostPermits(tenant: string | undefined): number {
+    return (tenant === "a" ? undefined : this.options.tenants?.own?.concurrent) ?? Number.POSITIVE_INFINITY
+  }
+
+  /** No tenant has more permits than it may. */
+  private checkTenants(at: (what: string) => string): void {
+    for (const tenant of [undefined, "b"]) {
+      const { isExact, taken } = this.permitsOf(tenant)
+      must(!isExact || taken <= this.mostPermits(tenant), () => at(`${taken} permits of ${tenant}`))
+    }
+    const { limits: { concurrent }, tenants } = this.options
+    if (concurrent === undefined || tenants === undefined) return
+    // A lower limit takes nobody's permit.
+    const part = Math.floor(tenants.guaranteed * concurrent)
+    if (part === 0 || this.alive.length > concurrent) return
+    const ofA = this.permitsOf("a")
+    const others = this.alive.length - ofA.taken
+    must(
+      !ofA.isExact || others <= Math.max(concurrent - part, this.othersBefore),
+      () => at(`${others} permits of others, ${part} are guaranteed`)
+    )
+    this.othersBefore = others
+  }
+
+  /** Whether there is a permit that its tenant may take. */
+  private hasPermit({ context: { tenant } }: Request, free: number): "yes" | "no" | "unknown" {
+    const { limits: { concurrent }, tenants } = this.options
+    const part = concurrent === undefined || tenant === "a" ? 0 : Math.floor((tenants?.guaranteed ?? 0) * concurrent)
+    const most = this.mostPermits(tenant)
+    if (free < 1) return "no"
+    if (part === 0 && most === Number.POSITIVE_INFINITY) return "yes"
+    const { isExact, taken } = this.permitsOf(tenant)
+    if (!isExact) return "unknown"
+    return taken < most && free > Math.max(0, part - this.permitsOf("a").taken) ? "yes" : "no"
+  }
+
+  /**
+   * The first in order of those whose tenant is not kept back goes if it fits. Which tenant it is of only the queue
+   * knows: so one goes if all fit.
+   */
+  private checkHeads(free: number, now: number, at: (what: string) => string): void {
+    const heads = this.heads.filter((head) => !this.books.isHeld(head, now))
+    const permits = heads.map((head) => this.hasPermit(head, free))
+    if (permits.includes("unknown")) return
+    const able = heads.filter((_, index) => permits[index] === "yes")
+    must(
+      able.length === 0 || !able.every((head) => this.books.fits(head, now)),
+      () => at(`${able.map(({ id }) => id).join(" or ")} could go`)
+    )
   }
 
   /** The end of all: nothing is active, nothing is held. */
