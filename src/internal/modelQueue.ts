@@ -273,6 +273,8 @@ export const make = Effect.fnUntraced(function*(
   const mayExceed = (tenant: string | undefined) =>
     hasBudget || (config.tenantLimits !== undefined && config.limitsOf(tenant).some(failsWhenExceeded))
   let windows = countWindows(config.limits)
+  const hasWindows = (tenant: string | undefined) =>
+    windows > 0 || (config.tenantLimits !== undefined && countWindows(config.limitsOf(tenant)) > 0)
   let tokenLimits = meterTokens(config.limits)
   const gate = config.provider === undefined ? undefined : new ProviderGate(config.provider)
   /** Of attempts that succeeded, the later ones counting more. */
@@ -819,7 +821,8 @@ export const make = Effect.fnUntraced(function*(
   const asked = (
     entry: Entry
   ): Effect.Effect<void, QueueError.QueueTimeout | QueueError.BudgetExceeded> | undefined => {
-    const mayBeLate = config.failEarly && windows > 0 && entry.timeout !== Number.POSITIVE_INFINITY && !entry.nested
+    const mayBeLate = config.failEarly && entry.timeout !== Number.POSITIVE_INFINITY && !entry.nested
+      && hasWindows(entry.tenant)
     if (!mayExceed(entry.tenant)) return mayBeLate ? inTime(entry) : undefined
     return mayBeLate ? Effect.andThen(affordable(entry), inTime(entry)) : affordable(entry)
   }

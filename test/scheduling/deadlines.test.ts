@@ -62,6 +62,20 @@ describe("a request that cannot be in time", () => {
       yield* fire(manager, Model, "of another tenant", { tenant: "b", timeout })
     }).pipe(Effect.provide(Manager)))
 
+  it.effect("is one also by the limits of its tenant alone", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<string, string>("model", {
+        rateLimiters: [RateLimiter.concurrent(1)],
+        tenants: { others: { rateLimiters: [RateLimiter.rpm(1)] } }
+      })
+      yield* manager.registerQueue(Model, (request) => Effect.succeed(request.params))
+      yield* manager.submit(Model, "first")
+      const error = yield* Effect.flip(fire(manager, Model, "late", { timeout: "59 seconds" }))
+      assert(error._tag === "QueueTimeout")
+      assert.strictEqual(error.predictedWaitMillis, 60_000)
+    }).pipe(Effect.provide(Manager)))
+
   it.effect("is not failed for what may still be given back", () =>
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager
