@@ -133,6 +133,41 @@ export class Books {
       .find((time) => this.fit(this.windows, request, time, false)) ?? Number.POSITIVE_INFINITY
   }
 
+  /** When the last of some that go one after the other does, if nothing but time passes and what runs uses nothing. */
+  private through(windows: ReadonlyArray<Window>, queue: ReadonlyArray<Request>, now: number): number {
+    const { period } = this.options.limits
+    const charges = this.dispatched.map((request) => ({
+      at: request.dispatchedAt,
+      tenant: request.context.tenant,
+      requests: 1,
+      tokens: request.alive && request.usage === undefined ? 0 : this.charge(request, now, "known")
+    }))
+    let at = now
+    for (const request of queue) {
+      const { tenant } = request.context
+      const fits = (time: number) =>
+        windows.every((window) =>
+          charges.filter((charge) => charge.at + period > time && (!window.isOwn || charge.tenant === tenant))
+            .reduce((used, charge) => used + charge[window.counts], this.amount(window, request))
+            <= window.limit + rounding
+        )
+      const times = [at, ...charges.map((charge) => charge.at + period).filter((time) => time > at)]
+      at = times.toSorted((a, b) => a - b).find(fits) ?? Number.POSITIVE_INFINITY
+      charges.push({ at, tenant, requests: 1, tokens: sum(request.tokens) })
+    }
+    return at
+  }
+
+  /** How long the last of some must wait at least, and how long if those before it use what they reserve. */
+  waits(queue: ReadonlyArray<Request>, now: number): { readonly least: number; readonly most: number } {
+    const windows = [...this.windows, ...this.own(queue.at(-1)?.context.tenant)].filter(({ fails }) => !fails)
+    const ofRequests = windows.filter(({ counts }) => counts === "requests")
+    return {
+      least: Math.max(0, ...ofRequests.map((window) => this.through([window], queue, now) - now)),
+      most: this.through(windows, queue, now) - now
+    }
+  }
+
   /** The largest part of a limit that it takes. */
   share(request: Request): number {
     const { concurrent } = this.options.limits

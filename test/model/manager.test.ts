@@ -136,6 +136,7 @@ const makeOptions = (choose: random.Random): Options => {
     limits,
     tenants: makeTenants(choose, rateLimitersOf(limits) !== "unlimited"),
     bypass: choose.pick([0, 0, 1, 16]),
+    failEarly: choose.chance(0.5),
     capacity: choose.pick([1, 2, 5, 10_000]),
     strategy: choose.pick(["suspend", "suspend", "reject", "dropOldest"]),
     retainCount: choose.pick([0, 1, 5, 1000]),
@@ -187,7 +188,7 @@ const makeModel = (name: string, { limits, ...options }: Options): Model =>
     priority: options.headStart / 1000,
     tenants: tenantsOf({ limits, ...options }),
     bypass: options.bypass,
-    failEarly: false,
+    failEarly: options.failEarly,
     strategy: options.strategy,
     retention: { count: options.retainCount, age: options.retainAge },
     deadLetters: { count: options.letterCount, age: options.letterAge },
@@ -248,11 +249,11 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     ...(timeToDeadline === undefined ? {} : { deadline: now() + timeToDeadline })
   })
 
-  const inRegion = (
+  const inRegion = <A>(
     { headStart, labels, tenant, timeToDeadline }: Submission["region"],
-    effect: Effect.Effect<unknown, unknown>
-  ): Effect.Effect<unknown, unknown> => {
-    const regions: Array<(inner: Effect.Effect<unknown, unknown>) => Effect.Effect<unknown, unknown>> = [
+    effect: Effect.Effect<A, unknown>
+  ): Effect.Effect<A, unknown> => {
+    const regions: Array<(inner: Effect.Effect<A, unknown>) => Effect.Effect<A, unknown>> = [
       ...(headStart === undefined ? [] : [QueueManager.withPriority(headStart / 1000)]),
       ...(tenant === undefined ? [] : [QueueManager.withTenant(tenant)]),
       ...(labels === undefined ? [] : [QueueManager.withLabels(labels)]),
@@ -689,6 +690,23 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     })
   })
 
+  const estimateWait = Effect.fnUntraced(function*(reference: Reference) {
+    const region = makeContext(choose, 0.2)
+    const own = makeContext(choose, 0.3)
+    const tokens = { inputTokens: choose.int(0, 600), outputTokens: choose.int(0, 600) }
+    const estimate = manager.estimateWait(makeModel(reference.name, reference.options), {
+      estimatedInputTokens: tokens.inputTokens,
+      estimatedOutputTokens: tokens.outputTokens,
+      tenant: own.tenant,
+      labels: own.labels,
+      priority: own.headStart === undefined ? undefined : own.headStart / 1000
+    })
+    trace.push(`estimate ${reference.name}`)
+    const exit = yield* Effect.exit(inRegion(region, estimate))
+    const context = within(contextOf(region), contextOf(own))
+    reference.estimated(exit, { context, tokens, submittedAt: now() })
+  })
+
   const operate = Effect.fnUntraced(function*(reference: Reference) {
     const what = choose.pick(["pause", "resume", "resume", "drain"])
     trace.push(`${what} ${reference.name}`)
@@ -726,13 +744,15 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   })
 
   const operation = Effect.gen(function*() {
-    const kind = choose.int(0, 116)
+    const kind = choose.int(0, 120)
     if (kind >= 103) {
       const reference = live.get(choose.pick(names))?.reference
       if (reference === undefined) return
       const request = pickRequest()
       return kind < 106
         ? yield* cancelMany(reference)
+        : kind > 116
+        ? yield* estimateWait(reference)
         : kind > 112
         ? yield* resubmit(reference)
         : kind > 111

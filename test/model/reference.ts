@@ -3,7 +3,7 @@
  * says happened, in order, and objects to everything that the rules do not allow. It shares no code with the package.
  */
 import { Cause, Duration, Exit } from "effect"
-import type { QueueManager, QueueResponse } from "effect-llm-queue"
+import type { QueueError, QueueManager, QueueResponse } from "effect-llm-queue"
 import { Books, sum, type Window } from "./books.ts"
 import { Letters } from "./letters.ts"
 import { Shares } from "./shares.ts"
@@ -82,6 +82,7 @@ export interface Options {
   readonly letterAge: number
   readonly tenants: Tenants | undefined
   readonly bypass: number
+  readonly failEarly: boolean
 }
 
 /** What is submitted. */
@@ -107,6 +108,8 @@ export interface Request extends Asked {
   nested: boolean
   /** Then it may run on the permit of what has waited for it. */
   onceNested: boolean
+  /** How long it had to wait as things stood when it was submitted. */
+  readonly expected: { readonly least: number; readonly most: number } | undefined
   /** How many that came later went before it. */
   passed: number
   /** When nobody has waited for it any longer. */
@@ -231,6 +234,8 @@ export class Reference {
       reference: this,
       nested,
       onceNested: nested,
+      // In the middle of something nobody but the queue knows what it has done.
+      expected: parent === undefined ? this.expect(asked) : undefined,
       passed: 0,
       leftAt: -1,
       whileClosing: this.closing,
@@ -255,6 +260,16 @@ export class Reference {
     }
     this.requests.set(id, request)
     return request
+  }
+
+  /** By what waits before it in its tenant. */
+  expect(asked: Pick<Asked, "context" | "tokens" | "submittedAt">): ReturnType<Books["waits"]> {
+    const request = asked as Request
+    const before = this.waiting.filter((other) =>
+      !other.nested && other.context.tenant === request.context.tenant
+      && this.headStart(other) >= this.headStart(request)
+    )
+    return this.books.waits([...before, request], request.submittedAt)
   }
 
   get all(): ReadonlyArray<Request> {
@@ -350,6 +365,10 @@ export class Reference {
       must(!request.whileClosing || request.nested, () => at("accepted while closing"))
       must(!request.whileDraining || request.nested, () => at("accepted while draining"))
       must(!request.malformed, () => at("accepted and malformed"))
+      must(
+        !this.options.failEarly || request.nested || (request.expected?.least ?? 0) <= request.timeout,
+        () => at(`cannot be in time: it must wait ${request.expected?.least} of ${request.timeout}`)
+      )
       request.status = "pending"
       request.accepted = this.acceptances++
       request.acceptedAt = request.submittedAt + queueTime
@@ -504,6 +523,12 @@ export class Reference {
             () => at("the queue suspends")
           )
         case "QueueTimeout":
+          if ((error as QueueError.QueueTimeout).predictedWaitMillis !== undefined) {
+            return must(
+              this.options.failEarly && (request.expected?.most ?? Number.POSITIVE_INFINITY) > request.timeout,
+              () => at(`it can go in ${request.expected?.most}`)
+            )
+          }
           return must(
             request.timeout <= 0 || (request.waits && Number.isFinite(request.timeout)),
             () => at("it has no timeout")
@@ -541,6 +566,33 @@ export class Reference {
         return must(tagOf(errorOf(exit)) === "RequestCancelled", () => at("another failure"))
       default:
         return objection(at("no end"))
+    }
+  }
+
+  /** What the queue says how long a request would wait that is submitted now. */
+  estimated(
+    exit: Exit.Exit<Duration.Duration, unknown>,
+    asked: Pick<Asked, "context" | "tokens" | "submittedAt">
+  ): void {
+    const at = (what: string) => `${this.name} estimates ${String(exit)} for ${JSON.stringify(asked)}: ${what}`
+    if (this.books.isTooLarge(asked as Request)) {
+      return must(tagOf(errorOf(exit)) === "RequestTooLarge", () => at("it is too large"))
+    }
+    if (Exit.isFailure(exit)) return objection(at("it fits"))
+    const wait = Duration.toMillis(exit.value)
+    if (this.closing) return
+    if (this.paused || this.draining) {
+      return must(wait === Number.POSITIVE_INFINITY, () => at("nobody knows"))
+    }
+    const { least, most } = this.expect(asked)
+    must(wait >= least, () => at(`at least ${least}`))
+    const isIdle = this.waiting.length + this.suspended.length + this.alive.length === 0
+    if (isIdle) must(wait === most, () => at(`nothing but the limits makes it wait, for ${most}`))
+    const onlyRequests = this.options.limits.concurrent === undefined
+      && this.books.windows.every(({ counts }) => counts === "requests")
+      && this.waiting.every((other) => !other.nested && other.context.tenant === asked.context.tenant)
+    if (onlyRequests && this.options.tenants?.own === undefined) {
+      must(wait === most, () => at(`those before it make it wait for ${most}`))
     }
   }
 

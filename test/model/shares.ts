@@ -34,7 +34,8 @@ export class Shares {
     waiting: ReadonlyArray<Request>,
     costOf: (request: Request) => number
   ): string | undefined {
-    const tenants = Array.from(new Set(waiting.map(({ context }) => context.tenant))).toSorted()
+    const tenants = Array.from(new Set(waiting.map(({ context }) => context.tenant)))
+      .toSorted((one, two) => (one ?? "").localeCompare(two ?? ""))
     if (request.nested || request.onceNested) this.isOff = true
     else if (tenants.length < 2) {
       this.isOff = waiting.length > 1 && this.isOff
