@@ -661,9 +661,13 @@ export const make = (
                     )
                   )
                 }
-                yield* Effect.onInterrupt(
-                  restore(Effect.raceFirst(Deferred.await(sharer.flight.accepted), Deferred.await(sharer.told))),
-                  () => Effect.sync(() => leave(sharer, cancelled(sharer)))
+                const accepted = Effect.raceFirst(Deferred.await(sharer.flight.accepted), Deferred.await(sharer.told))
+                yield* restore(accepted).pipe(
+                  // An operator cancels what was accepted.
+                  Effect.catch((error) =>
+                    sharer.ended?.response.status === "cancelled" ? Effect.void : Effect.fail(error)
+                  ),
+                  Effect.onInterrupt(() => Effect.sync(() => leave(sharer, cancelled(sharer))))
                 )
                 return { ...status(sharer), status: "pending" as const }
               })
