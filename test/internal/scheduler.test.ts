@@ -134,11 +134,11 @@ describe("Scheduler", () => {
       const weights = Object.fromEntries(names.map((name) => [name, choose.pick([0.1, 0.5, 1, 2, 3, 10])]))
       const scheduler = make(weights)
       const largest = Object.fromEntries(names.map((name) => [name, choose.pick([0.01, 0.1, 0.5, 1])]))
-      const waiting = new Map(names.map((name) => [name, 0]))
+      const waiting = new Map(names.map((name) => [name, new Map<number, number>()]))
       const held = new Set<string>()
       /** What each of a pair was served since both have waiting requests and neither is held. */
       const since = new Map<string, { a: number; b: number }>()
-      const isIn = (name: string) => waiting.get(name)! > 0 && !held.has(name)
+      const isIn = (name: string) => waiting.get(name)!.size > 0 && !held.has(name)
       const update = () => {
         for (const a of names) {
           for (const b of names) {
@@ -156,8 +156,12 @@ describe("Scheduler", () => {
         if (action < 4 || first === undefined) {
           const tenant = choose.pick(names)
           const cost = largest[tenant]! * choose.pick([0.001, 0.3, 1])
-          scheduler.add(entry(request(id++, tenant, cost, step, choose.pick([0, 1000]))))
-          waiting.set(tenant, waiting.get(tenant)! + 1)
+          const headStart = choose.pick([0, 1000])
+          // What is held is the first request: a new first one is not.
+          const places = waiting.get(tenant)!
+          if (step - headStart < Math.min(...places.values())) held.delete(tenant)
+          places.set(id, step - headStart)
+          scheduler.add(entry(request(id++, tenant, cost, step, headStart)))
         } else if (action === 4) {
           held.add(own(first).tenant!)
           scheduler.hold(first, Number.POSITIVE_INFINITY, "itself")
@@ -168,11 +172,11 @@ describe("Scheduler", () => {
         } else {
           const past = action === 6 ? scheduler.behind(first, 8) : []
           const next = past.length > 0 ? choose.pick([...past]) : first
-          const { cost, tenant } = own(next)
+          const { cost, id, tenant } = own(next)
           assert.isFalse(held.has(tenant!), `seed ${seed}`)
           scheduler.serve(next)
           scheduler.remove(next)
-          waiting.set(tenant!, waiting.get(tenant!)! - 1)
+          waiting.get(tenant!)!.delete(id)
           for (const [key, served] of since) {
             const [a, b] = key.split(" ") as [string, string]
             if (a === tenant) served.a += cost
