@@ -1,103 +1,155 @@
 /**
- * What the queue costs: 100,000 fire-and-forget requests through limits that never bind, beside what Effect itself
- * costs for the same flow. Each subject runs in a process of its own, since the heap one leaves spoils the next;
- * subjects alternate, and medians are printed.
+ * What the queue costs, beside what Effect itself costs for the same flow, and beside other libraries. Each subject runs
+ * in a process of its own, since the heap one leaves spoils the next; subjects alternate, and medians are printed.
  *
- *     npm run bench
- *     npm run bench -- --json FILE
+ *     npm run bench                           backlogs up to 100,000, and everything else: some minutes
+ *     npm run bench -- --only REGEX           cases or sizes whose name matches
+ *     npm run bench -- --full                 backlogs of 1,000,000, too
+ *     npm run bench -- --repeat N             of each; 5 by default
+ *     npm run bench -- --json FILE            the figures
+ *     npm run bench -- --baseline [FILE]      compares ratios with test/bench/baseline.json; exits with 1 if one is
+ *                                             20 % worse
  */
-import { Deferred, Effect, Layer, Queue } from "effect"
-import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { execFileSync } from "node:child_process"
-import { writeFileSync } from "node:fs"
+import { existsSync, readFileSync, writeFileSync } from "node:fs"
 import { cpus } from "node:os"
-import { argv, execArgv, execPath, stdout, version } from "node:process"
+import { argv, execArgv, execPath, exit, stdout, version } from "node:process"
 import { fileURLToPath } from "node:url"
+import { parseArgs } from "node:util"
+import { cases, type Figure, quantile } from "./cases.ts"
+import { size } from "./size.ts"
+import { type Shape, subjects } from "./subjects.ts"
 
-const requests = 100_000
-const repetitions = 7
-
-/** Intake queue, takeAll, one fiber and one Deferred a request. */
-const floor = Effect.gen(function*() {
-  const intake = yield* Queue.unbounded<Deferred.Deferred<number>>()
-  const last = yield* Deferred.make<void>()
-  let left = requests
-  const started = performance.now()
-  yield* Effect.forkChild(Effect.forever(Effect.gen(function*() {
-    for (const deferred of yield* Queue.takeAll(intake)) {
-      yield* Effect.forkChild(
-        Effect.flatMap(Effect.succeed(1), (value) => {
-          Deferred.doneUnsafe(deferred, Effect.succeed(value))
-          if (--left === 0) Deferred.doneUnsafe(last, Effect.void)
-          return Effect.void
-        })
-      )
-    }
-  })))
-  for (let i = 0; i < requests; i++) yield* Queue.offer(intake, Deferred.makeUnsafe<number>())
-  yield* Deferred.await(last)
-  return performance.now() - started
-})
-
-const ours = Effect.gen(function*() {
-  const manager = yield* QueueManager.QueueManager
-  const last = yield* Deferred.make<void>()
-  let left = requests
-  const Model = ModelConfig.makeUntyped<number, ModelConfig.Usage>("bench", {
-    rateLimiters: [
-      RateLimiter.rpm(1_000_000_000),
-      RateLimiter.tpm(1_000_000_000),
-      RateLimiter.rpd(1_000_000_000),
-      RateLimiter.concurrent(100)
-    ],
-    capacity: requests,
-    usage: (result) => result
-  })
-  const result = { inputTokens: 10, outputTokens: 5 }
-  yield* manager.registerQueue(Model, () => {
-    if (--left === 0) Deferred.doneUnsafe(last, Effect.void)
-    return Effect.succeed(result)
-  })
-  const started = performance.now()
-  for (let i = 0; i < requests; i++) {
-    yield* manager.submitRequest(QueueRequest.make(Model, {
-      params: i,
-      waitForCompletion: false,
-      estimatedInputTokens: 10,
-      estimatedOutputTokens: 10
-    }))
-  }
-  yield* Deferred.await(last)
-  return performance.now() - started
-}).pipe(Effect.scoped, Effect.provide(Layer.fresh(QueueManager.layer)))
-
-const subjects = { floor, ours }
-
-const median = (values: ReadonlyArray<number>) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]!
-
-const subject = argv[2]
-if (subject === "floor" || subject === "ours") {
-  stdout.write(String(await Effect.runPromise(Effect.scoped(subjects[subject]))))
-} else {
-  const rates: Record<keyof typeof subjects, Array<number>> = { floor: [], ours: [] }
-  for (let repetition = 0; repetition < repetitions; repetition++) {
-    for (const name of ["floor", "ours"] as const) {
-      const millis = Number(execFileSync(execPath, [...execArgv, fileURLToPath(import.meta.url), name]).toString())
-      rates[name].push(requests / millis * 1000)
-    }
-  }
-  const rows = (["floor", "ours"] as const).map((name) => ({
-    case: "fire-and-forget backlog of 100,000, no-op processor",
-    subject: name,
-    metric: "throughput",
-    unit: "requests/s",
-    median: Math.round(median(rates[name])),
-    min: Math.round(Math.min(...rates[name])),
-    max: Math.round(Math.max(...rates[name]))
-  }))
-  console.log(`Node ${version}, ${cpus()[0]?.model}, ${repetitions} alternating repetitions, one process each`)
-  console.table(rows.map(({ median, min, max, subject, unit }) => ({ subject, median, min, max, unit })))
-  console.log(`ours / floor: ${(rows[1]!.median / rows[0]!.median).toFixed(2)}`)
-  const file = argv.indexOf("--json")
-  if (file > 0) writeFileSync(argv[file + 1]!, JSON.stringify(rows, null, 2))
+interface Row {
+  readonly case: string
+  readonly subject: string
+  readonly metric: string
+  readonly unit: string
+  readonly median: number
+  readonly min: number
+  readonly max: number
 }
+
+const self = fileURLToPath(import.meta.url)
+const thousands = (count: number): string => count.toLocaleString("en-US")
+
+const backlogName = ({ requests, yields }: Shape) =>
+  `backlog of ${thousands(requests)}, ${yields ? "a processor that yields" : "no-op processor"}`
+
+/** In the process of one subject. */
+const measure = async (kind: string, subject: string): Promise<ReadonlyArray<Figure>> => {
+  if (kind.startsWith("{")) {
+    const shape = JSON.parse(kind) as Shape
+    const millis = await subjects.find(({ name }) => name === subject)!.run(shape)
+    return [{ subject, metric: "throughput", unit: "requests/s", value: shape.requests / millis * 1000 }]
+  }
+  return kind === "size" ? await size() : await cases.find(({ name }) => name === kind)!.run(subject)
+}
+
+const apart = (kind: string, subject: string): ReadonlyArray<Figure> =>
+  JSON.parse(
+    execFileSync(execPath, [...execArgv, "--max-old-space-size=8192", self, "--apart", kind, subject], {
+      maxBuffer: 1 << 24,
+      stdio: ["ignore", "pipe", "inherit"]
+    }).toString()
+  ) as ReadonlyArray<Figure>
+
+const summarize = (name: string, figures: ReadonlyArray<Figure>): ReadonlyArray<Row> => {
+  const rows = new Map<string, Array<Figure>>()
+  for (const figure of figures) {
+    const key = `${figure.subject} ${figure.metric}`
+    rows.set(key, [...rows.get(key) ?? [], figure])
+  }
+  return Array.from(rows.values(), (same) => {
+    const values = same.map(({ value }) => value)
+    const { metric, subject, unit } = same[0]!
+    return {
+      case: name,
+      subject,
+      metric,
+      unit,
+      median: quantile(values, 0.5),
+      min: Math.min(...values),
+      max: Math.max(...values)
+    }
+  })
+}
+
+/** What is better when it is more, or less, beside the first of its case that is not ours. */
+const ratios = (rows: ReadonlyArray<Row>): ReadonlyMap<string, number> =>
+  new Map(rows.flatMap((row) => {
+    const floor = rows.find((other) =>
+      other.case === row.case && other.unit === row.unit && (other.subject.startsWith("floor") || other.subject === "1")
+    )
+    if (floor === undefined || floor === row) return []
+    const ratio = row.median / floor.median
+    return [[`${row.case}: ${row.subject} / ${floor.subject}`, row.unit === "requests/s" ? ratio : 1 / ratio]]
+  }))
+
+const shown = (value: number): string =>
+  Math.abs(value) >= 1000 ? thousands(Math.round(value)) : value.toFixed(Math.abs(value) >= 10 ? 1 : 3)
+
+const main = () => {
+  const { values: options } = parseArgs({
+    args: argv.slice(2),
+    options: {
+      only: { type: "string", default: "" },
+      full: { type: "boolean", default: false },
+      repeat: { type: "string", default: "5" },
+      json: { type: "string" },
+      baseline: { type: "boolean", default: false }
+    }
+  })
+  const only = new RegExp(options.only)
+  const repeat = Number(options.repeat)
+  const shapes: ReadonlyArray<Shape> = [
+    ...[1000, 10_000, 100_000, ...(options.full ? [1_000_000] : [])].map((requests) => ({ requests, yields: false })),
+    { requests: 100_000, yields: true }
+  ]
+  const jobs = [
+    ...shapes.map((shape) => ({
+      name: backlogName(shape),
+      kind: JSON.stringify(shape),
+      subjects: subjects.filter(({ most }) => most >= shape.requests).map(({ name }) => name)
+    })),
+    ...cases.map(({ name, subjects }) => ({ name, kind: name, subjects })),
+    { name: "size", kind: "size", subjects: ["ours"] }
+  ].filter(({ name }) => only.test(name))
+  console.log(`Node ${version}, ${cpus().length} × ${cpus()[0]?.model}, ${repeat} repetitions, one process each`)
+  const rows: Array<Row> = []
+  for (const { kind, name, subjects } of jobs) {
+    const figures: Array<Figure> = []
+    for (let i = 0; i < (kind === "size" ? 1 : repeat); i++) {
+      for (const subject of i % 2 === 0 ? subjects : subjects.toReversed()) figures.push(...apart(kind, subject))
+    }
+    const found = summarize(name, figures)
+    rows.push(...found)
+    console.log(`\n${name}`)
+    console.table(
+      found.map(({ max, median, metric, min, subject, unit }) => ({
+        subject,
+        metric,
+        median: shown(median),
+        min: shown(min),
+        max: shown(max),
+        unit
+      }))
+    )
+    for (const [what, ratio] of ratios(found)) console.log(`${what.slice(name.length + 2)}: ${ratio.toFixed(2)}`)
+  }
+  if (options.json !== undefined) writeFileSync(options.json, JSON.stringify(rows, null, 2))
+  if (!options.baseline) return true
+  const file = fileURLToPath(new URL("baseline.json", import.meta.url))
+  const before = existsSync(file) ? ratios(JSON.parse(readFileSync(file, "utf8")) as ReadonlyArray<Row>) : new Map()
+  const worse = Array.from(ratios(rows)).filter(([what, ratio]) => ratio < 0.8 * (before.get(what) ?? 0))
+  for (const [what, ratio] of worse) {
+    console.log(`WORSE ${what}: ${ratio.toFixed(2)}, was ${before.get(what)?.toFixed(2)}`)
+  }
+  return worse.length === 0
+}
+
+if (argv[2] === "--apart") {
+  stdout.write(JSON.stringify(await measure(argv[3]!, argv[4]!)))
+  exit(0)
+}
+if (!main()) exit(1)

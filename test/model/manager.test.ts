@@ -8,6 +8,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Clock, Context as Services, Effect, Exit, Fiber, Latch, Layer, Scope, Stream } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
+import { sometimesFar } from "../farLimiter.ts"
 import * as random from "./random.ts"
 import {
   type Context,
@@ -204,7 +205,9 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   const now = () => clock.currentTimeMillisUnsafe()
   const managerScope = yield* Scope.make()
   const manager = Services.get(
-    yield* Layer.buildWithScope(QueueManager.layerWith({ eventCapacity: 1_000_000 }), managerScope),
+    yield* Layer.buildWithScope(QueueManager.layerWith({ eventCapacity: 1_000_000 }), managerScope).pipe(
+      sometimesFar(seed)
+    ),
     QueueManager.QueueManager
   )
   const live = new Map<string, Live>()

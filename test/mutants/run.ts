@@ -22,7 +22,7 @@ const suites = [
   "test/laws",
   "test/refusals",
   "test/scheduling",
-  "test/internal/scheduler.test.ts"
+  "test/internal"
 ].filter((suite) => existsSync(join(root, suite)))
 
 /** A mutant may hang where no scheduler sees it. */

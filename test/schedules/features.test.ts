@@ -7,6 +7,7 @@ import { Cause, Clock, Context, Effect, Exit, Fiber, Layer, Logger, Random, Sche
 import { ModelConfig, ModelGroup, ProviderProfile, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import { env } from "node:process"
+import { sometimesFar } from "../farLimiter.ts"
 import * as random from "../model/random.ts"
 import { SeededScheduler } from "./seededScheduler.ts"
 import { patience } from "./simulation.ts"
@@ -41,7 +42,7 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
   const problem = (text: string) => problems.push(text)
   const scope = yield* Scope.make()
   const manager = Context.get(
-    yield* Layer.buildWithScope(QueueManager.layer, scope),
+    yield* Layer.buildWithScope(QueueManager.layer, scope).pipe(sometimesFar(seed)),
     QueueManager.QueueManager
   )
   const permits = choose.int(1, 3)

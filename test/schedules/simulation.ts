@@ -32,6 +32,7 @@ import {
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import { env } from "node:process"
+import { sometimesFar } from "../farLimiter.ts"
 import { type Action, type Event, type History, type Outcome, type Plan, type Request, step } from "./history.ts"
 import { check } from "./oracles.ts"
 import { type Random, random, SeededScheduler } from "./seededScheduler.ts"
@@ -65,6 +66,7 @@ const millis = (steps: number | undefined): Duration.Duration | undefined =>
 
 const simulate = Effect.fnUntraced(function*(
   name: string,
+  seed: number,
   plan: Plan,
   scheduler: SeededScheduler,
   exact: boolean,
@@ -77,7 +79,9 @@ const simulate = Effect.fnUntraced(function*(
   const managerScope = yield* Scope.make()
   const registrationScope = yield* Scope.make()
   const manager = Context.get(
-    yield* Layer.buildWithScope(QueueManager.layerWith({ eventCapacity: 100_000 }), managerScope),
+    yield* Layer.buildWithScope(QueueManager.layerWith({ eventCapacity: 100_000 }), managerScope).pipe(
+      sometimesFar(seed)
+    ),
     QueueManager.QueueManager
   )
   const Model = ModelConfig.makeUntyped<Request, Result, Refused>(name, {
@@ -356,7 +360,7 @@ const run = Effect.fnUntraced(function*(name: string, makePlan: (random: Random)
   const recorder = Logger.make(({ message }) => {
     events.push({ _tag: "Logged", at: Number.NaN, message: String(message) })
   })
-  const fiber = yield* simulate(name, plan, scheduler, exact, events).pipe(
+  const fiber = yield* simulate(name, seed, plan, scheduler, exact, events).pipe(
     Effect.provide(Layer.mergeAll(Logger.layer([recorder]), TestClock.layer())),
     Effect.provideService(Scheduler.Scheduler, scheduler),
     Effect.forkDetach

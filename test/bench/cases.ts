@@ -1,0 +1,295 @@
+/** What is measured, apart from backlogs: each in a process of its own. */
+import { Deferred, Effect, type Scope } from "effect"
+import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+import { cpuUsage, memoryUsage } from "node:process"
+import { limit } from "../limit.ts"
+import * as subjects from "./subjects.ts"
+
+const unlimited = 1_000_000_000
+
+/** One figure of one subject. */
+export interface Figure {
+  readonly subject: string
+  readonly metric: string
+  readonly unit: string
+  readonly value: number
+}
+
+export interface Case {
+  readonly name: string
+  readonly subjects: ReadonlyArray<string>
+  readonly run: (subject: string) => Promise<ReadonlyArray<Figure>>
+}
+
+const promise = <A, E>(effect: Effect.Effect<A, E, Scope.Scope | QueueManager.QueueManager>): Promise<A> =>
+  Effect.runPromise(effect.pipe(Effect.scoped, Effect.provide(subjects.Manager)))
+
+export const quantile = (values: ReadonlyArray<number>, q: number): number =>
+  values.toSorted((a, b) => a - b)[Math.min(values.length - 1, Math.floor(q * values.length))]!
+
+const used = (): number => {
+  globalThis.gc!()
+  return memoryUsage().heapUsed
+}
+
+/** One request at a time, with the event loop at rest between them. */
+const idle = () =>
+  promise(
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = subjects.makeModel(10)
+      let begun = 0
+      yield* manager.registerQueue(Model, () => {
+        begun = performance.now()
+        return Effect.succeed(subjects.usage)
+      })
+      const starts: Array<number> = []
+      const ends: Array<number> = []
+      for (let i = 0; i < 1500; i++) {
+        yield* Effect.sleep(1)
+        const asked = performance.now()
+        yield* manager.submit(Model, i, subjects.estimates)
+        const ended = performance.now()
+        // The first ones meet code that is not compiled yet.
+        if (i < 500) continue
+        starts.push(begun - asked)
+        ends.push(ended - asked)
+      }
+      return [starts, ends] as const
+    })
+  )
+
+/** How late a request is admitted after the instant that the limiter named, beside a bare timer in the same process. */
+const wakeUp = () => {
+  const named: Array<number> = []
+  const late: Array<number> = []
+  const period = 15
+  const count = 150
+  const Limiter = Effect.map(RateLimiter.RateLimiter, (limiters) => ({
+    make: (...args: Parameters<typeof limiters.make>) =>
+      Effect.map(limiters.make(...args), (limiter): RateLimiter.Limiter => ({
+        ...limiter,
+        admit: (...args) =>
+          Effect.map(limiter.admit(...args), (admission) => {
+            const now = performance.now()
+            if (admission._tag === "Blocked") named.push(now + admission.wait)
+            else if (named.length > 0) late.push(now - named.splice(0).at(-1)!)
+            return admission
+          })
+      }))
+  }))
+  return Effect.runPromise(
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<number, string>("wake-up", {
+        rateLimiters: [RateLimiter.rpm(1, { timePeriod: period })],
+        capacity: count
+      })
+      const last = yield* Deferred.make<void>()
+      let left = count
+      yield* manager.registerQueue(Model, () => {
+        if (--left === 0) Deferred.doneUnsafe(last, Effect.void)
+        return Effect.succeed("")
+      })
+      for (let i = 0; i < count; i++) {
+        yield* manager.submitRequest(QueueRequest.make(Model, { params: i, waitForCompletion: false }))
+      }
+      yield* Deferred.await(last)
+      const timers: Array<number> = []
+      for (let i = 0; i < count; i++) {
+        const due = performance.now() + period
+        yield* Effect.callback<void>((resume) => void setTimeout(() => resume(Effect.void), period))
+        timers.push(performance.now() - due)
+      }
+      return [late, timers] as const
+    }).pipe(
+      Effect.scoped,
+      Effect.provide(subjects.Manager),
+      Effect.provideServiceEffect(RateLimiter.RateLimiter, Limiter)
+    )
+  )
+}
+
+const manyModels = () =>
+  promise(
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const count = 1000
+      const last = yield* Deferred.make<void>()
+      let left = count
+      const started = performance.now()
+      for (let i = 0; i < count; i++) {
+        const Model = ModelConfig.makeUntyped<number, string>(`model-${i}`, {
+          rateLimiters: [RateLimiter.rpm(60), RateLimiter.concurrent(1)]
+        })
+        yield* manager.registerQueue(Model, () => {
+          if (--left === 0) Deferred.doneUnsafe(last, Effect.void)
+          return Effect.succeed("")
+        })
+        yield* manager.submitRequest(QueueRequest.make(Model, { params: i, waitForCompletion: false }))
+      }
+      yield* Deferred.await(last)
+      return performance.now() - started
+    })
+  )
+
+/** What a request costs in memory while it waits for a limit: fire-and-forget, or with a fiber that awaits it. */
+const queued = (waits: boolean) =>
+  Effect.gen(function*() {
+    const manager = yield* QueueManager.QueueManager
+    const count = 50_000
+    const Model = ModelConfig.makeUntyped<number, ModelConfig.Usage>("heap", {
+      rateLimiters: [RateLimiter.rpm(1, { timePeriod: "1 hour" })],
+      capacity: count + 1,
+      shutdown: { policy: "interrupt", deadline: 0 }
+    })
+    yield* manager.registerQueue(Model, () => Effect.succeed(subjects.usage))
+    yield* manager.submit(Model, 0)
+    const before = used()
+    for (let i = 0; i < count; i++) {
+      if (waits) yield* Effect.forkChild(manager.submit(Model, i, subjects.estimates), { startImmediately: true })
+      else yield* manager.submitRequest(QueueRequest.make(Model, { ...subjects.request, params: i }))
+    }
+    yield* Effect.sleep(10)
+    return (used() - before) / count
+  }).pipe(promise)
+
+/** A fiber that awaits a Deferred. */
+const waitingFiber = () =>
+  promise(
+    Effect.gen(function*() {
+      const count = 50_000
+      const before = used()
+      const deferreds: Array<Deferred.Deferred<number>> = []
+      for (let i = 0; i < count; i++) {
+        const deferred = Deferred.makeUnsafe<number>()
+        deferreds.push(deferred)
+        yield* Effect.forkChild(Deferred.await(deferred), { startImmediately: true })
+      }
+      yield* Effect.sleep(10)
+      const each = (used() - before) / count
+      for (const deferred of deferreds) Deferred.doneUnsafe(deferred, Effect.succeed(1))
+      return each
+    })
+  )
+
+/** What a million requests leave behind. */
+const retention = () =>
+  promise(
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = subjects.makeModel(10_000)
+      yield* manager.registerQueue(Model, () => Effect.succeed(subjects.usage))
+      const some = (count: number) =>
+        Effect.gen(function*() {
+          for (let i = 0; i < count; i++) {
+            yield* manager.submitRequest(QueueRequest.make(Model, { ...subjects.request, params: i }))
+          }
+          yield* manager.drainQueue(Model)
+          yield* manager.resumeQueue(Model)
+        })
+      yield* some(100_000)
+      const before = used()
+      yield* some(1_000_000)
+      return used() - before
+    })
+  )
+
+/** An admission, with so many charges in the windows. */
+const admission = (content: number) =>
+  Effect.gen(function*() {
+    const { make } = yield* RateLimiter.RateLimiter
+    const limiter = yield* make("bench", [
+      limit("rpm", unlimited, { timePeriod: 3_600_000 }),
+      limit("tpm", unlimited, { timePeriod: 3_600_000 }),
+      limit("rpd", unlimited, { timePeriod: 86_400_000 })
+    ])
+    const cost = { inputTokens: 10, outputTokens: 10 }
+    const admit = Effect.forEach(Array.from({ length: 1000 }), () => limiter.admit(cost, false), { discard: true })
+    for (let i = 0; i < Math.max(20, content / 1000); i++) yield* admit
+    const started = performance.now()
+    for (let i = 0; i < 50; i++) yield* admit
+    return (performance.now() - started) / 50_000 * 1000
+  }).pipe(promise)
+
+/** Requests that come one by one, two thousand a second. */
+const steady = () =>
+  promise(
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = subjects.makeModel(10_000)
+      yield* manager.registerQueue(Model, () => Effect.succeed(subjects.usage))
+      const before = cpuUsage()
+      for (let i = 0; i < 4000; i++) {
+        yield* manager.submitRequest(QueueRequest.make(Model, { ...subjects.request, params: i }))
+        if (i % 2 === 1) yield* Effect.sleep(1)
+      }
+      const { system, user } = cpuUsage(before)
+      return (system + user) / 4000
+    })
+  )
+
+export const cases: ReadonlyArray<Case> = [
+  {
+    name: "idle",
+    subjects: ["ours"],
+    run: async (subject) => {
+      const [starts, ends] = await idle()
+      return ([["start", starts], ["result", ends]] as const).flatMap(([what, values]) =>
+        [0.5, 0.99].map((q) => ({
+          subject,
+          metric: `submit to ${what}, p${q * 100}`,
+          unit: "ms",
+          value: quantile(values, q)
+        }))
+      )
+    }
+  },
+  {
+    name: "wake-up",
+    subjects: ["ours"],
+    run: async () => {
+      const [late, timers] = await wakeUp()
+      return [
+        { subject: "ours", metric: "earliest", unit: "ms", value: Math.min(...late) },
+        { subject: "ours", metric: "late, p99", unit: "ms", value: quantile(late, 0.99) },
+        { subject: "setTimeout", metric: "late, p99", unit: "ms", value: quantile(timers, 0.99) }
+      ]
+    }
+  },
+  {
+    name: "steady flow, 2,000 a second",
+    subjects: ["ours"],
+    run: async (subject) => [{ subject, metric: "CPU for each", unit: "µs", value: await steady() }]
+  },
+  {
+    name: "1,000 models with one request each",
+    subjects: ["ours"],
+    run: async (subject) => [{ subject, metric: "all", unit: "ms", value: await manyModels() }]
+  },
+  {
+    name: "heap for each queued request",
+    subjects: ["floor, waiting", "ours, fire-and-forget", "ours, waiting"],
+    run: async (subject) => [{
+      subject,
+      metric: "heap",
+      unit: "bytes",
+      value: await (subject === "floor, waiting" ? waitingFiber() : queued(subject === "ours, waiting"))
+    }]
+  },
+  {
+    name: "1,000,000 requests through retention",
+    subjects: ["ours"],
+    run: async (subject) => [{ subject, metric: "heap left", unit: "bytes", value: await retention() }]
+  },
+  {
+    name: "admission beside what the windows hold",
+    subjects: ["1", "1,000", "100,000", "1,000,000"],
+    run: async (subject) => [{
+      subject,
+      metric: "admission",
+      unit: "µs",
+      value: await admission(Number(subject.replaceAll(",", "")))
+    }]
+  }
+]

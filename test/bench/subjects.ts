@@ -1,0 +1,178 @@
+/**
+ * What is compared. Each subject gets so many requests at once, waits until the last one has been processed, and says
+ * how long that took: a backlog. `Shape` is what the processor does.
+ */
+import Bottleneck from "bottleneck"
+import { Deferred, Effect, Layer, Queue, type Scope } from "effect"
+import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+import { RateLimiter as EffectLimiter } from "effect/persistence"
+import { RateLimiter as Limiter } from "limiter"
+import PQueue from "p-queue"
+
+export interface Shape {
+  readonly requests: number
+  /** Whether the processor gives other fibers their turn; else it is done at once. */
+  readonly yields: boolean
+}
+
+export interface Subject {
+  readonly name: string
+  /** More would take minutes. */
+  readonly most: number
+  readonly run: (shape: Shape) => Promise<number>
+}
+
+const concurrency = 100
+/** A limit that never binds. */
+const unlimited = 1_000_000_000
+const priorities = 10
+
+const promise = (effect: Effect.Effect<number, unknown, Scope.Scope>): Promise<number> =>
+  Effect.runPromise(Effect.scoped(effect))
+
+/** Counts down to the end. */
+const countdown = (requests: number) => {
+  let left = requests
+  let resolve: () => void
+  const end = new Promise<void>((done) => (resolve = done))
+  return { one: () => --left === 0 ? resolve() : undefined, end }
+}
+
+/** An intake queue drained with takeAll, and one fiber and one Deferred a request: what Effect costs for this shape. */
+const floor = ({ requests, yields }: Shape) =>
+  promise(Effect.gen(function*() {
+    const intake = yield* Queue.unbounded<Deferred.Deferred<number>>()
+    const last = yield* Deferred.make<void>()
+    let left = requests
+    const started = performance.now()
+    yield* Effect.forkChild(Effect.forever(Effect.gen(function*() {
+      for (const deferred of yield* Queue.takeAll(intake)) {
+        yield* Effect.forkChild(
+          Effect.flatMap(yields ? Effect.as(Effect.yieldNow, 1) : Effect.succeed(1), (value) => {
+            Deferred.doneUnsafe(deferred, Effect.succeed(value))
+            if (--left === 0) Deferred.doneUnsafe(last, Effect.void)
+            return Effect.void
+          })
+        )
+      }
+    })))
+    for (let i = 0; i < requests; i++) yield* Queue.offer(intake, Deferred.makeUnsafe<number>())
+    yield* Deferred.await(last)
+    return performance.now() - started
+  }))
+
+/** Requests and tokens a minute, requests a day and requests at one time, with usage settled and statuses kept. */
+export const makeModel = (capacity: number, limits: { readonly rpm?: number; readonly concurrent?: number } = {}) =>
+  ModelConfig.makeUntyped<number, ModelConfig.Usage>("bench", {
+    rateLimiters: [
+      RateLimiter.rpm(limits.rpm ?? unlimited),
+      RateLimiter.tpm(unlimited),
+      RateLimiter.rpd(unlimited),
+      RateLimiter.concurrent(limits.concurrent ?? concurrency)
+    ],
+    capacity,
+    usage: (result) => result
+  })
+
+export const estimates = { estimatedInputTokens: 10, estimatedOutputTokens: 10 } as const
+export const request = { ...estimates, waitForCompletion: false } as const
+export const usage = { inputTokens: 10, outputTokens: 5 }
+export const Manager = Layer.fresh(QueueManager.layer)
+
+const ours = (levels: number) => ({ requests, yields }: Shape) =>
+  promise(
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const last = yield* Deferred.make<void>()
+      const result = yields ? Effect.as(Effect.yieldNow, usage) : Effect.succeed(usage)
+      let left = requests
+      const Model = makeModel(requests)
+      yield* manager.registerQueue(Model, () => {
+        if (--left === 0) Deferred.doneUnsafe(last, Effect.void)
+        return result
+      })
+      const started = performance.now()
+      for (let i = 0; i < requests; i++) {
+        yield* manager.submitRequest(QueueRequest.make(
+          Model,
+          levels === 1 ? { ...request, params: i } : { ...request, params: i, priority: 60 * (i % levels) }
+        ))
+      }
+      yield* Deferred.await(last)
+      return performance.now() - started
+    }).pipe(Effect.provide(Manager))
+  )
+
+/** A task as a library of promises wants it. */
+const task = ({ yields }: Shape, one: () => void) =>
+  yields
+    ? async () => {
+      await new Promise<void>((resolve) => void setImmediate(resolve))
+      one()
+    }
+    // oxlint-disable-next-line typescript/require-await -- it is what these libraries are given
+    : async () => one()
+
+const pQueue = (levels: number) => async (shape: Shape): Promise<number> => {
+  const queue = new PQueue({ concurrency, interval: 60_000, intervalCap: unlimited })
+  const { end, one } = countdown(shape.requests)
+  const run = task(shape, one)
+  const started = performance.now()
+  for (let i = 0; i < shape.requests; i++) void queue.add(run, levels === 1 ? {} : { priority: i % levels })
+  await end
+  return performance.now() - started
+}
+
+const bottleneck = async (shape: Shape): Promise<number> => {
+  const limiter = new Bottleneck({ maxConcurrent: concurrency, reservoir: unlimited })
+  const { end, one } = countdown(shape.requests)
+  const run = task(shape, one)
+  const started = performance.now()
+  for (let i = 0; i < shape.requests; i++) void limiter.schedule({ weight: 1 }, run)
+  await end
+  const taken = performance.now() - started
+  await limiter.disconnect()
+  return taken
+}
+
+const limiter = async (shape: Shape): Promise<number> => {
+  const limiter = new Limiter({ tokensPerInterval: unlimited, interval: "minute" })
+  const { end, one } = countdown(shape.requests)
+  const run = task(shape, one)
+  const started = performance.now()
+  for (let i = 0; i < shape.requests; i++) void limiter.removeTokens(1).then(run)
+  await end
+  return performance.now() - started
+}
+
+/** Three keys a request: requests a minute, tokens a minute, requests a day. */
+const effectLimiter = ({ requests, yields }: Shape) =>
+  promise(
+    Effect.gen(function*() {
+      const limiter = yield* EffectLimiter.RateLimiter
+      const consume = (key: string, window: "1 minute" | "1 day", tokens: number) =>
+        limiter.consume({ key, window, tokens, limit: unlimited, onExceeded: "delay", algorithm: "token-bucket" })
+      const one = Effect.gen(function*() {
+        yield* consume("rpm", "1 minute", 1)
+        yield* consume("tpm", "1 minute", 20)
+        yield* consume("rpd", "1 day", 1)
+        if (yields) yield* Effect.yieldNow
+      })
+      const started = performance.now()
+      yield* Effect.forEach(Array.from({ length: requests }), () => one, { concurrency, discard: true })
+      return performance.now() - started
+    }).pipe(
+      Effect.provide(EffectLimiter.layer.pipe(Layer.provide(EffectLimiter.layerStoreMemory)))
+    )
+  )
+
+export const subjects: ReadonlyArray<Subject> = [
+  { name: "floor", most: 1_000_000, run: floor },
+  { name: "ours", most: 1_000_000, run: ours(1) },
+  { name: "ours, 10 priorities", most: 1_000_000, run: ours(priorities) },
+  { name: "p-queue", most: 1_000_000, run: pQueue(1) },
+  { name: "p-queue, 10 priorities", most: 100_000, run: pQueue(priorities) },
+  { name: "bottleneck", most: 10_000, run: bottleneck },
+  { name: "limiter", most: 100_000, run: limiter },
+  { name: "effect", most: 100_000, run: effectLimiter }
+]
