@@ -40,6 +40,20 @@ export type RetryStep = (
   refusal: RateLimiter.Refusal
 ) => Pull.Pull<[unknown, Duration.Duration], never, unknown>
 
+/** Attempts of a request that were refused, and its wait for the next one. */
+export interface Earlier {
+  /** The latest ones. */
+  readonly refusals: ReadonlyArray<QueueResponse.RefusedAttempt>
+  /** Milliseconds of waiting before them, and of their processing. */
+  readonly waited: number
+  readonly processed: number
+  /** When the last of them ended. */
+  readonly since: number
+  /** Before this time there is not another one. */
+  readonly notBefore: number
+  delayed: Node<Entry> | undefined
+}
+
 /**
  * A request inside its queue.
  *
@@ -79,22 +93,15 @@ export interface Entry {
   attempts: number
   /** When the first element of its stream was there. */
   firstElementAt: number | undefined
-  /** The latest ones that were followed by another attempt. */
-  refusals: ReadonlyArray<QueueResponse.RefusedAttempt>
-  /** When it began to wait: at its submission, or at the end of the attempt before. */
-  waitsSince: number
+  /** What attempts before this one have left, if there were any. */
+  earlier: Earlier | undefined
   /** Of the current attempt. */
   dispatchedAt: number | undefined
-  /** Milliseconds, without what has not ended. */
-  waited: number
-  processed: number
-  /** Before this time it is not attempted again. */
-  notBefore: number
   /** Where the retry schedule stands. */
   retry: RetryStep | undefined
   endedAt: number | undefined
   /** It has asked for the closing of its queue, which does not wait for it; but no longer than the deadline. */
-  closesAt: number
+  closesAt: number | undefined
   outcome: Outcome | undefined
   /** What its processor ended in. The limiter is told before the outcome is, and nothing that comes between replaces it. */
   produced: Outcome | undefined
@@ -103,10 +110,12 @@ export interface Entry {
   learned: boolean
   reservation: RateLimiter.Reservation | undefined
   fiber: Fiber.Fiber<unknown, unknown> | undefined
-  /** Completed when the entry ends; made when somebody waits for it. */
+  /** Tells its submitter that it has ended, if that waits. */
+  ended: (() => void) | undefined
+  /** Tells its submitter that it has left `suspended`, by acceptance or by its end, if that waits. */
+  accepted: (() => void) | undefined
+  /** Completed when the entry ends; made when somebody else waits for it. */
   done: Deferred.Deferred<Entry> | undefined
-  /** Completed when the entry leaves `suspended`, by acceptance or by its end; made when somebody waits for it. */
-  accepted: Deferred.Deferred<Entry> | undefined
   /** Where it waits for its turn, and for others of its lane: who is ahead and behind, or its place among the early ones. */
   lane: Lane | undefined
   ahead: Entry | undefined
@@ -114,7 +123,6 @@ export interface Entry {
   early: Node<Entry> | undefined
   /** Its place in the order of acceptance. */
   sequence: number | undefined
-  delayed: Node<Entry> | undefined
   deadline: Node<Entry> | undefined
   previous: Entry | undefined
   next: Entry | undefined
@@ -211,11 +219,11 @@ export class EntryList {
 
 /** Milliseconds spent waiting, until now or its end. */
 export const waitingTime = (entry: Entry, until: number): number =>
-  entry.waited + (entry.dispatchedAt === undefined ? until - entry.waitsSince : 0)
+  (entry.earlier?.waited ?? 0) + (entry.dispatchedAt ?? until) - (entry.earlier?.since ?? entry.submittedAt)
 
 /** Milliseconds spent being processed, until now or its end. */
 export const processingTime = (entry: Entry, until: number): number =>
-  entry.processed + (entry.dispatchedAt === undefined ? 0 : until - entry.dispatchedAt)
+  (entry.earlier?.processed ?? 0) + (entry.dispatchedAt === undefined ? 0 : until - entry.dispatchedAt)
 
 const duration = (millis: number) => millis === 0 ? Duration.zero : Duration.millis(millis)
 
@@ -235,7 +243,7 @@ export const baseOf = (entry: Entry, now: number): QueueResponse.Base => {
     timeToFirstElement: entry.firstElementAt === undefined || entry.dispatchedAt === undefined
       ? undefined
       : Duration.millis(entry.firstElementAt - entry.dispatchedAt),
-    refusals: entry.refusals,
+    refusals: entry.earlier?.refusals ?? none,
     inputTokensUsed: entry.usage?.inputTokens,
     outputTokensUsed: entry.usage?.outputTokens
   }

@@ -10,6 +10,10 @@ export interface Guessed {
   readonly output: boolean
 }
 
+const guesses = [false, true].map((input) => [false, true].map((output): Guessed => ({ input, output })))
+
+const guess = (input: boolean, output: boolean): Guessed => guesses[Number(input)]![Number(output)]!
+
 /** What a request is charged until its usage is known. */
 export interface Estimated extends RateLimiter.Cost {
   readonly guessed: Guessed
@@ -42,10 +46,7 @@ export const estimate = (
   let cachedInputTokens = read("estimatedCachedInputTokens", request.estimatedCachedInputTokens)
   let outputTokens = read("estimatedOutputTokens", request.estimatedOutputTokens)
   let maxOutputTokens = read("maxOutputTokens", request.maxOutputTokens)
-  const guessed = {
-    input: inputTokens === undefined,
-    output: outputTokens === undefined && maxOutputTokens === undefined
-  }
+  const guessed = guess(inputTokens === undefined, outputTokens === undefined && maxOutputTokens === undefined)
   let observe: Estimated["observe"]
   if (config.limits.some(countsTokens)) {
     if (config.estimate !== undefined && (inputTokens === undefined || outputTokens === undefined)) {

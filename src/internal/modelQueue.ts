@@ -14,7 +14,6 @@ import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
-import { identity } from "effect/Function"
 import * as Pull from "effect/Pull"
 import * as Queue from "effect/Queue"
 import * as Schedule from "effect/Schedule"
@@ -189,8 +188,8 @@ const outside = (f: () => void): void => {
   }
 }
 
-const tell = (deferred: Deferred.Deferred<Entry> | undefined, entry: Entry): void => {
-  if (deferred !== undefined) outside(() => Deferred.doneUnsafe(deferred, Exit.succeed(entry)))
+const tell = (waiter: (() => void) | undefined): void => {
+  if (waiter !== undefined) outside(waiter)
 }
 
 /** What a request has in common with what its processor submits. */
@@ -344,14 +343,14 @@ export const make = Effect.fnUntraced(function*(
     if (!entry.nested) counted++
     Queue.offerUnsafe(intake, entry)
     changed(entry)
-    tell(entry.accepted, entry)
+    tell(entry.accepted)
   }
 
   const leaveWaiting = (entry: Entry) => {
     waiting.remove(entry)
-    if (entry.delayed !== undefined) {
-      delayed.remove(entry.delayed)
-      entry.delayed = undefined
+    if (entry.earlier?.delayed !== undefined) {
+      delayed.remove(entry.earlier.delayed)
+      entry.earlier.delayed = undefined
     }
     if (entry.lane !== undefined) scheduler.remove(entry)
     if (entry.nested) nested.delete(entry)
@@ -482,8 +481,11 @@ export const make = Effect.fnUntraced(function*(
       changed(entry)
     }
     admitSuspended()
-    tell(entry.accepted, entry)
-    tell(entry.done, entry)
+    tell(entry.accepted)
+    tell(entry.ended)
+    entry.accepted = entry.ended = undefined
+    const { done } = entry
+    if (done !== undefined) outside(() => Deferred.doneUnsafe(done, Exit.succeed(entry)))
     // They may wait for others, too.
     for (const by of waiters) breakDeadlock(by)
     checkDrained()
@@ -514,7 +516,7 @@ export const make = Effect.fnUntraced(function*(
       fail(entry, queueFull(entry.id))
       return
     }
-    if (at >= entry.closesAt) {
+    if (entry.closesAt !== undefined && at >= entry.closesAt) {
       abort(entry, shutdownOf(entry))
       return
     }
@@ -690,21 +692,18 @@ export const make = Effect.fnUntraced(function*(
       state: "suspended",
       attempts: 0,
       firstElementAt: undefined,
-      refusals: none,
-      waitsSince: submittedAt,
+      earlier: undefined,
       dispatchedAt: undefined,
-      waited: 0,
-      processed: 0,
-      notBefore: Number.NEGATIVE_INFINITY,
       retry: undefined,
       endedAt: undefined,
-      closesAt: Number.POSITIVE_INFINITY,
+      closesAt: undefined,
       outcome: undefined,
       produced: undefined,
       usage: undefined,
       learned: false,
       reservation: undefined,
       fiber: undefined,
+      ended: undefined,
       done: undefined,
       accepted: undefined,
       lane: undefined,
@@ -712,7 +711,6 @@ export const make = Effect.fnUntraced(function*(
       behind: undefined,
       early: undefined,
       sequence: undefined,
-      delayed: undefined,
       deadline: undefined,
       previous: undefined,
       next: undefined,
@@ -827,31 +825,17 @@ export const make = Effect.fnUntraced(function*(
     return mayBeLate ? Effect.andThen(affordable(entry), inTime(entry)) : affordable(entry)
   }
 
-  /** Lets a request in and goes on with it, in one step. `then` is called where nothing can interrupt. */
+  /** Checks a request, asks what has to be asked, and goes on. */
   const admitToQueue = <A, E>(
     request: AnyRequest,
-    then: (
-      entry: Entry,
-      restore: <B, F>(effect: Effect.Effect<B, F>) => Effect.Effect<B, F>
-    ) => Effect.Effect<A, E>
+    go: (entry: Entry, submitter: Entry | undefined) => Effect.Effect<A, E>
   ): Effect.Effect<A, E | QueueError.AcceptError | QueueError.QueueTimeout> =>
-    Effect.withFiber((fiber) => {
+    Effect.withFiber((fiber): Effect.Effect<A, E | QueueError.AcceptError | QueueError.QueueTimeout> => {
       const entry = prepare(request, fiber)
       if (!("queue" in entry)) return Effect.fail(entry)
       const submitter = fiber.getRef(CurrentEntry)
       const question = asked(entry)
-      // Nothing to wait for, before or after it.
-      if (question === undefined && !request.waitForCompletion && !mustWaitForRoom(entry)) {
-        const refused = enter(entry, submitter)
-        return refused === undefined ? then(entry, identity) : Effect.fail(refused)
-      }
-      return Effect.uninterruptibleMask((restore) => {
-        const go = (): Effect.Effect<A, E | QueueError.AcceptError> => {
-          const refused = enter(entry, submitter)
-          return refused === undefined ? then(entry, restore) : Effect.fail(refused)
-        }
-        return question === undefined ? go() : Effect.flatMap(restore(question), go)
-      })
+      return question === undefined ? go(entry, submitter) : Effect.flatMap(question, () => go(entry, submitter))
     })
 
   const doneOf = (entry: Entry): Deferred.Deferred<Entry> => entry.done ??= Deferred.makeUnsafe()
@@ -871,28 +855,43 @@ export const make = Effect.fnUntraced(function*(
   const awaitEnd = (entry: Entry): Effect.Effect<QueueResponse.Completed<unknown>, Failure> =>
     entry.outcome !== undefined ? result(entry) : Effect.flatMap(Deferred.await(doneOf(entry)), result)
 
+  // Letting a request in, and knowing that its submitter waits for it, is one step that nothing can interrupt.
   const submit: ModelQueue["submit"] = (request) =>
-    admitToQueue(request, (entry, restore) =>
-      Effect.onInterrupt(
-        restore(Effect.suspend(() => awaitEnd(entry))),
-        () => Effect.sync(() => abort(entry, { status: "cancelled" }))
-      ))
+    admitToQueue(request, (entry, submitter) =>
+      Effect.callback<QueueResponse.Completed<unknown>, Failure>((resume) => {
+        const refused = enter(entry, submitter)
+        if (refused !== undefined) return resume(Effect.fail(refused))
+        if (entry.outcome !== undefined) return resume(result(entry))
+        entry.ended = () => resume(result(entry))
+        return Effect.sync(() => abort(entry, { status: "cancelled" }))
+      }))
 
   const accept: ModelQueue["accept"] = (request, entered) =>
-    admitToQueue(request, (entry, restore) => {
+    admitToQueue(request, (entry, submitter) => {
       const pending = { ...baseOf(entry, entry.submittedAt), status: "pending" as const }
-      // Before anybody else knows of it, who may let it in, or end it.
-      if (entry.state === "suspended") entry.accepted = Deferred.makeUnsafe()
-      entered?.(entry)
-      if (entry.accepted === undefined) return Effect.succeed(pending)
-      return Effect.onInterrupt(
-        Effect.flatMap(restore(Deferred.await(entry.accepted)), () => {
-          if (entry.state !== "suspended") return Effect.succeed(pending)
-          // Whatever ends a request before its acceptance is a reason not to accept it.
-          return Effect.as(Effect.mapError(result(entry), (error) => error as QueueError.AcceptError), pending)
-        }),
-        () => Effect.sync(() => entry.state === "suspended" && end(entry, { status: "cancelled" }))
-      )
+      if (!mustWaitForRoom(entry)) {
+        const refused = enter(entry, submitter)
+        if (refused !== undefined) return Effect.fail(refused)
+        entered?.(entry)
+        return Effect.succeed(pending)
+      }
+      return Effect.callback<typeof pending, QueueError.AcceptError>((resume) => {
+        const refused = enter(entry, submitter)
+        if (refused !== undefined) return resume(Effect.fail(refused))
+        // Before anybody else knows of it, who may let it in, or end it.
+        if (entry.state === "suspended") {
+          entry.accepted = () =>
+            resume(
+              entry.state === "suspended"
+                // Whatever ends a request before its acceptance is a reason not to accept it.
+                ? Effect.as(Effect.mapError(result(entry), (error) => error as QueueError.AcceptError), pending)
+                : Effect.succeed(pending)
+            )
+        }
+        entered?.(entry)
+        if (entry.accepted === undefined) return resume(Effect.succeed(pending))
+        return Effect.sync(() => entry.state === "suspended" && end(entry, { status: "cancelled" }))
+      })
     })
 
   // ---------------------------------------------------------------------------------------------------------------
@@ -1060,22 +1059,27 @@ export const make = Effect.fnUntraced(function*(
   /** Back to the waiting ones, in its old place or, by descent, ahead of those who came later. */
   const requeue = (entry: Entry, refusal: RateLimiter.Refusal, delay: number) => {
     const at = now()
-    const queueTime = entry.dispatchedAt! - entry.waitsSince
+    const before = entry.earlier
+    const queueTime = entry.dispatchedAt! - (before?.since ?? entry.submittedAt)
     const processingTime = at - entry.dispatchedAt!
-    entry.refusals = [...entry.refusals.slice(1 - keptRefusals), {
-      kind: refusal.kind,
-      limitTypes: refusal.types,
-      message: refusal.message,
-      queueTime: Duration.millis(queueTime),
-      processingTime: Duration.millis(processingTime),
-      retryAfter: refusal.retryAfter === undefined ? undefined : Duration.millis(refusal.retryAfter)
-    }]
-    entry.processed += processingTime
+    entry.earlier = {
+      refusals: [...before?.refusals.slice(1 - keptRefusals) ?? [], {
+        kind: refusal.kind,
+        limitTypes: refusal.types,
+        message: refusal.message,
+        queueTime: Duration.millis(queueTime),
+        processingTime: Duration.millis(processingTime),
+        retryAfter: refusal.retryAfter === undefined ? undefined : Duration.millis(refusal.retryAfter)
+      }],
+      waited: (before?.waited ?? 0) + queueTime,
+      processed: (before?.processed ?? 0) + processingTime,
+      since: at,
+      notBefore: at + delay,
+      delayed: undefined
+    }
     entry.dispatchedAt = undefined
     entry.reservation = undefined
     entry.usage = undefined
-    entry.waitsSince = at
-    entry.notBefore = at + delay
     setDeadline(entry, entry.submittedAt + entry.timeout)
     enqueue(entry)
     for (const waiter of emptied) lend(waiter, entry)
@@ -1181,7 +1185,6 @@ export const make = Effect.fnUntraced(function*(
     leaveWaiting(entry)
     entry.state = "dispatched"
     entry.dispatchedAt = now()
-    entry.waited += entry.dispatchedAt - entry.waitsSince
     entry.attempts++
     gate?.dispatched(entry, entry.dispatchedAt)
     entry.reservation = reservation
@@ -1212,8 +1215,9 @@ export const make = Effect.fnUntraced(function*(
       if (Exit.isFailure(taken)) return
       const entry = taken.value
       if (entry === wakeUp || entry.outcome !== undefined) continue
-      if (entry.notBefore !== Number.NEGATIVE_INFINITY && entry.notBefore > now()) {
-        entry.delayed = delayed.add(entry.notBefore, entry)
+      const { earlier } = entry
+      if (earlier !== undefined && earlier.notBefore > now()) {
+        earlier.delayed = delayed.add(earlier.notBefore, entry)
       } else putInOrder(entry)
     }
   }
@@ -1232,7 +1236,7 @@ export const make = Effect.fnUntraced(function*(
       const at = now()
       if (node.key > at) return node.key - at
       delayed.remove(node)
-      node.value.delayed = undefined
+      node.value.earlier!.delayed = undefined
       putInOrder(node.value)
     }
     return Number.POSITIVE_INFINITY
@@ -1528,7 +1532,7 @@ export const make = Effect.fnUntraced(function*(
       for (const entry of withWaiters(yield* CurrentEntry)) {
         if (!running.has(entry)) continue
         exempt.add(entry)
-        entry.closesAt = Math.min(entry.closesAt, now() + options.deadline)
+        entry.closesAt = Math.min(entry.closesAt ?? Number.POSITIVE_INFINITY, now() + options.deadline)
         setDeadline(entry, Math.min(entry.closesAt, entry.deadline?.key ?? Number.POSITIVE_INFINITY))
       }
       stop(options)
