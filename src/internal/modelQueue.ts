@@ -760,6 +760,9 @@ export const make = Effect.fnUntraced(function*(
       if (oldest !== undefined) fail(oldest, queueFull(oldest.id))
     } else {
       suspended.add(entry)
+      // Until it is accepted.
+      if (submitter !== undefined && !entry.request!.waitForCompletion) beginWaiting(submitter, entry)
+      breakDeadlock(entry)
     }
     return undefined
   }
@@ -880,13 +883,15 @@ export const make = Effect.fnUntraced(function*(
         if (refused !== undefined) return resume(Effect.fail(refused))
         // Before anybody else knows of it, who may let it in, or end it.
         if (entry.state === "suspended") {
-          entry.accepted = () =>
+          entry.accepted = () => {
+            if (submitter !== undefined) stopWaiting(submitter, entry)
             resume(
               entry.state === "suspended"
                 // Whatever ends a request before its acceptance is a reason not to accept it.
                 ? Effect.as(Effect.mapError(result(entry), (error) => error as QueueError.AcceptError), pending)
                 : Effect.succeed(pending)
             )
+          }
         }
         entered?.(entry)
         if (entry.accepted === undefined) return resume(Effect.succeed(pending))

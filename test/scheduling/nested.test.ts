@@ -103,6 +103,24 @@ describe("permits of nested requests", () => {
       yield* endsIn(0, ...fibers)
     }).pipe(Effect.provide(Manager)))
 
+  it.effect("are found in a circle that is closed by waiting for room, for the end or only for acceptance", () =>
+    Effect.gen(function*() {
+      for (const waits of [true, false]) {
+        const full = { rateLimiters: [RateLimiter.concurrent(1)], capacity: 1 }
+        const A = ModelConfig.makeUntyped<Run, unknown, unknown>(`a ${waits}`, full)
+        const B = model(`b ${waits}`)
+        const { go, leave } = yield* register(A, B)
+        const more: Run = waits ? go(A, Effect.void) : leave(A, Effect.void)
+        const again = Effect.andThen(Effect.sleep(10), more)
+        const fibers = [
+          yield* start(go(A, Effect.andThen(leave(B, again), go(B, Effect.void)))),
+          // It has the room that the others wait for.
+          yield* start(go(A, Effect.void))
+        ]
+        yield* endsIn(100, ...fibers)
+      }
+    }).pipe(Effect.provide(Manager)))
+
   it.effect("are found when what else a processor has waited for has ended", () =>
     Effect.gen(function*() {
       const A = model("a")
