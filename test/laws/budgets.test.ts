@@ -7,7 +7,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Clock, Context, Effect, Exit, Layer, Scope } from "effect"
 import { ModelConfig, QueueManager, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
-import { errorOf, tagOf } from "../model/reference.ts"
+import { errorOf, tagOf } from "../model/request.ts"
 import { random } from "./schedule.ts"
 
 const given = process.env["SEED"]

@@ -1,5 +1,5 @@
 /** What a queue has charged: everything that was ever dispatched, added up anew each time. */
-import type { Options, Request, Tokens } from "./reference.ts"
+import type { Options, Request, Tokens } from "./request.ts"
 
 /** A limit over a period. */
 export interface Window {

@@ -1,5 +1,5 @@
 /** The dead letters of a queue: what failed after its acceptance, the newest, until it is too old or taken away. */
-import type { Request } from "./reference.ts"
+import type { Request } from "./request.ts"
 
 export class Letters {
   readonly count: number

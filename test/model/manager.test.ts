@@ -10,23 +10,24 @@ import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm
 import { TestClock } from "effect/testing"
 import { sometimesFar } from "../farLimiter.ts"
 import * as random from "./random.ts"
+import { Reference } from "./reference.ts"
 import {
   type Context,
   errorOf,
   type Filter,
+  isActive,
   isOf,
   type Limits,
   objection,
   type Options,
   type Plan,
-  Reference,
   type Request,
   type Step,
   type Submission,
   tagOf,
   type Tenants,
   within
-} from "./reference.ts"
+} from "./request.ts"
 
 const firstSeed = Number(process.env["SEED"] ?? 1)
 const runs = Number(process.env["RUNS"] ?? 800)
@@ -63,7 +64,8 @@ const makeSubmission = (choose: random.Random, isNested: boolean): Submission =>
   own: {
     ...makeContext(choose, isNested ? 0.1 : 0.3),
     ...(choose.chance(isNested ? 0.05 : 0.4) ? { timeout: choose.int(1, 8000) } : {}),
-    ...(choose.chance(isNested ? 0.05 : 0.3) ? { processingTimeout: choose.int(1, 5000) } : {})
+    ...(choose.chance(isNested ? 0.05 : 0.3) ? { processingTimeout: choose.int(1, 5000) } : {}),
+    ...(!isNested && choose.chance(0.3) ? { key: choose.pick(["k", "l"]) } : {})
   },
   region: makeContext(choose, 0.1)
 })
@@ -138,6 +140,7 @@ const makeOptions = (choose: random.Random): Options => {
     tenants: makeTenants(choose, rateLimitersOf(limits) !== "unlimited"),
     bypass: choose.pick([0, 0, 1, 16]),
     failEarly: choose.chance(0.5),
+    keep: choose.pick([0, 0, 5000]),
     capacity: choose.pick([1, 2, 5, 10_000]),
     strategy: choose.pick(["suspend", "suspend", "reject", "dropOldest"]),
     retainCount: choose.pick([0, 1, 5, 1000]),
@@ -190,6 +193,7 @@ const makeModel = (name: string, { limits, ...options }: Options): Model =>
     tenants: tenantsOf({ limits, ...options }),
     bypass: options.bypass,
     failEarly: options.failEarly,
+    deduplicate: { keep: options.keep },
     strategy: options.strategy,
     retention: { count: options.retainCount, age: options.retainAge },
     deadLetters: { count: options.letterCount, age: options.letterAge },
@@ -288,6 +292,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       processingTimeout: own.processingTimeout,
       priority: own.headStart === undefined ? undefined : own.headStart / 1000,
       tenant: own.tenant,
+      dedupeKey: own.key,
       labels: own.labels,
       deadline: own.timeToDeadline === undefined ? undefined : now() + own.timeToDeadline
     })
@@ -313,7 +318,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       tokens: tooLarge ? { ...tokens, inputTokens: 1001 } : tokens,
       malformed,
       parent
-    })
+    }, own.key === undefined ? {} : { key: own.key })
     return { request, effect: followed(request, submission) }
   }
 
@@ -334,6 +339,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       Effect.onExit((exit) =>
         Effect.sync(() => {
           changes++
+          request.hasFailed = Exit.isFailure(exit)
           then?.(exit)
           answers.push(() => request.reference.answered(request, exit))
         })
@@ -347,8 +353,16 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     Effect.suspend(() => {
       const { reference } = request
       if (live.get(reference.name)?.reference !== reference) return Effect.void
-      const isForgotten = reference.isForgotten(request, now()) || request.status === "refused"
-      const expected = isForgotten ? "RequestNotFound" : reference.report(request, usage, now())
+      const { call = request } = request
+      const isForgotten = [request, call].some((each) =>
+        reference.isForgotten(each, now()) || each.status === "refused"
+      )
+      const isKept = request.ending?.isKept === true
+      const expected = isForgotten
+        ? "RequestNotFound"
+        : isKept
+        ? "InvalidRequest"
+        : reference.report(call, usage, now())
       return Effect.flatMap(Effect.exit(manager.updateTokenUsage(reference.name, request.id, usage)), (exit) =>
         Effect.sync(() =>
           guarded(() => {
@@ -356,7 +370,10 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
             if (answer === "ModelNotRegistered" && reference.closing) {
               return
             }
-            if (expected !== undefined && !reference.mayBeForgotten(request, now())) {
+            if (
+              expected !== undefined && !reference.mayBeForgotten(request, now()) &&
+              !reference.mayBeForgotten(call, now())
+            ) {
               assert.strictEqual(answer, expected, `report of ${request.id}`)
             }
           })
@@ -489,13 +506,15 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
 
   const look = Effect.gen(function*() {
     yield* settle
-    for (const answer of [...answers.splice(0), ...heard.splice(0)]) guarded(answer)
+    for (const answer of answers.splice(0)) guarded(answer)
+    for (const { reference } of live.values()) reference.sharing.settle()
+    for (const answer of heard.splice(0)) guarded(answer)
     const infos = yield* manager.getAllQueuesInfo
     for (const [name, { reference }] of live) {
       const info = infos.get(name)
       if (info === undefined) {
         assert.isTrue(reference.closing, `${name} is gone`)
-        for (const request of reference.all) {
+        for (const request of [...reference.all, ...reference.sharing.all.values()]) {
           if (request.status === "submitted") objection(`${name}/${request.id} was never answered`)
           if (request.status === "pending" || request.status === "processing") {
             objection(`${name}/${request.id} is ${request.status}, and its queue is gone`)
@@ -506,7 +525,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       }
       guarded(() => reference.check(info, now()))
       yield* checkLetters(reference)
-      const known = reference.all
+      const known = [...reference.all, ...reference.sharing.all.values()]
       if (known.length > 0) {
         const request = choose.pick(known)
         const status = yield* Effect.exit(manager.getStatus(name, request.id))
@@ -515,7 +534,8 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
           if (request.status === "refused" || reference.isForgotten(request, now())) {
             assert.strictEqual(tagOf(errorOf(status)), "RequestNotFound", `${name}/${request.id} is forgotten`)
           } else {
-            const expected = request.status === "submitted" ? "pending" : request.status
+            const { status: current } = isActive(request) ? request.call ?? request : request
+            const expected = current === "submitted" ? "pending" : current
             assert(Exit.isSuccess(status), `${name}/${request.id} is known`)
             assert.strictEqual(status.value.status, expected)
           }
@@ -570,11 +590,17 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     const { effect, request } = submit(name, plan, waits, undefined, as)
     trace.push(`submit ${name}/${request?.id} ${JSON.stringify({ waits, ...as, plan, tokens: request?.tokens })}`)
     const fiber = yield* start(effect)
-    if (request !== undefined) submitters.set(request, fiber)
+    if (request === undefined) return
+    submitters.set(request, fiber)
+    if (request.key === undefined) return
+    const call = request.reference.sharing.joined(request, yield* Effect.exit(manager.getStatus(name, request.id)))
+    if (call !== undefined) byId.set(call.id, call)
   })
 
   const pickRequest = () => {
-    const all = Array.from(live.values()).flatMap(({ reference }) => reference.all)
+    const all: Array<Request> = []
+    for (const { reference } of live.values()) all.push(...reference.all, ...reference.sharing.all.values())
+    all.sort((a, b) => a.submittedAt - b.submittedAt)
     const recent = all.slice(-12)
     return recent.length === 0 ? undefined : choose.pick(recent)
   }
@@ -619,16 +645,17 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     heard.push(() => {
       const others = meant.filter(({ status }) => status !== "cancelled")
       assert.strictEqual(count + others.length, meant.length, JSON.stringify(filter))
-      // Who waited for one of them may have submitted another one at once.
+      // Who waited for one of them may have submitted another one at once, or, in a call, have gone on to its end.
       for (const { ending, id } of others) {
-        const isDropped = ending?.status === "failed" && tagOf(errorOf(Exit.failCause(ending.cause))) === "QueueFull"
+        const isDropped = reference.sharing.all.size > 0 ? ending !== undefined : ending?.status === "failed"
+          && tagOf(errorOf(Exit.failCause(ending.cause))) === "QueueFull"
         assert.isTrue(isDropped, `${id} is not cancelled`)
       }
     })
   })
 
   const changePriority = Effect.fnUntraced(function*(request: Request) {
-    const { reference, status } = request
+    const { call = request, reference, status } = request
     const headStart = choose.int(-60, 60) * 1000
     trace.push(`change ${reference.name}/${request.id} to ${headStart}`)
     const isForgotten = reference.isForgotten(request, now()) || status === "refused"
@@ -636,8 +663,9 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     if (reference.mayBeForgotten(request, now())) return
     if (isForgotten) return assert.strictEqual(tagOf(errorOf(exit)), "RequestNotFound")
     assert(Exit.isSuccess(exit))
-    assert.strictEqual(exit.value, status === "submitted" || status === "pending")
-    if (exit.value) request.context = { ...request.context, headStart }
+    const isWaiting = isActive(request) && (call.status === "submitted" || call.status === "pending")
+    assert.strictEqual(exit.value, isWaiting)
+    if (exit.value) call.context = { ...call.context, headStart }
   })
 
   const resubmit = Effect.fnUntraced(function*({ letters, name, requests }: Reference) {

@@ -6,198 +6,23 @@ import { Cause, Duration, Exit } from "effect"
 import type { QueueError, QueueManager, QueueResponse } from "effect-llm-queue"
 import { Books, sum, type Window } from "./books.ts"
 import { Letters } from "./letters.ts"
+import {
+  type Asked,
+  errorOf,
+  type Filter,
+  isActive,
+  isBelow,
+  isEnd,
+  isOf,
+  must,
+  objection,
+  type Options,
+  type Request,
+  tagOf,
+  type Tokens
+} from "./request.ts"
 import { Shares } from "./shares.ts"
-
-export interface Tokens {
-  readonly inputTokens: number
-  readonly outputTokens: number
-}
-
-/** What a request, or the region of a program, says of itself. Times are milliseconds. */
-export interface Context {
-  readonly headStart?: number
-  readonly tenant?: string
-  readonly labels?: Readonly<Record<string, string>>
-  /** An instant. */
-  readonly deadline?: number
-}
-
-/** How something is submitted. */
-export interface Submission {
-  readonly own: Omit<Context, "deadline"> & {
-    readonly timeout?: number
-    readonly processingTimeout?: number
-    readonly timeToDeadline?: number
-  }
-  readonly region: Omit<Context, "deadline"> & { readonly timeToDeadline?: number }
-}
-
-export type Step =
-  | { readonly do: "sleep"; readonly millis: number }
-  | {
-    readonly do: "submit"
-    readonly queue: string
-    readonly waits: boolean
-    readonly plan: Plan
-    readonly as: Submission
-  }
-  | { readonly do: "submitAndAwait"; readonly queue: string; readonly plan: Plan; readonly as: Submission }
-  | { readonly do: "report"; readonly tokens: Tokens }
-  | { readonly do: "shutdown" }
-
-/** What the processor of a request will do. */
-export interface Plan {
-  readonly steps: ReadonlyArray<Step>
-  readonly end: "succeed" | "fail" | "die" | "interrupt" | "throw" | "never" | "stubborn"
-  readonly usage: Tokens
-}
-
-export interface Limits {
-  readonly concurrent: number | undefined
-  readonly requests: number | undefined
-  readonly tokens: number | undefined
-  /** Money, as so many tokens. */
-  readonly budget: { readonly tokens: number; readonly fails: boolean } | undefined
-  readonly period: number
-}
-
-/** What `a` has that others have not, and what all others have beside the model's limits. */
-export interface Tenants {
-  readonly weight: number
-  readonly guaranteed: number
-  readonly own: Partial<Pick<Limits, "concurrent" | "requests" | "tokens">> | undefined
-}
-
-export interface Options {
-  /** Others after an update. */
-  limits: Limits
-  readonly capacity: number
-  readonly strategy: "suspend" | "reject" | "dropOldest"
-  readonly retainCount: number
-  readonly retainAge: number
-  readonly readsUsage: boolean
-  /** Of requests that say nothing. */
-  readonly headStart: number
-  readonly letterCount: number
-  readonly letterAge: number
-  readonly tenants: Tenants | undefined
-  readonly bypass: number
-  readonly failEarly: boolean
-}
-
-/** What is submitted. */
-export interface Asked {
-  readonly id: string
-  readonly plan: Plan
-  readonly waits: boolean
-  readonly submittedAt: number
-  /** What it has from itself, its region and the request whose processor submits it. Its own children have it too. */
-  context: Context
-  /** Its own, the deadline not included. */
-  readonly ownTimeout: number
-  readonly processingTimeout: number
-  readonly tokens: Tokens
-  readonly malformed: boolean
-  readonly parent: Request | undefined
-}
-
-export interface Request extends Asked {
-  readonly timeout: number
-  readonly reference: Reference
-  /** Waits for its result, or is waited for, inside a processor of its own queue. */
-  nested: boolean
-  /** Then it may run on the permit of what has waited for it. */
-  onceNested: boolean
-  /** How long it had to wait as things stood when it was submitted. */
-  readonly expected: { readonly least: number; readonly most: number } | undefined
-  /** How many that came later went before it. */
-  passed: number
-  /** When nobody has waited for it any longer. */
-  leftAt: number
-  readonly whileClosing: boolean
-  readonly whileDraining: boolean
-  status: "submitted" | "refused" | QueueResponse.RequestStatus
-  /** Position in the order of acceptance. */
-  accepted: number
-  dispatchedAt: number
-  endedAt: number
-  ending: QueueResponse.QueueResponse<unknown, unknown> | undefined
-  /** Somebody asked for its cancellation, or interrupted who submitted it. */
-  cancelAsked: boolean
-  /** The queue has said that it is cancelled. */
-  isCancelled: boolean
-  /** Its submitter was interrupted before it had an answer. */
-  left: boolean
-  starts: number
-  alive: boolean
-  exit: Exit.Exit<unknown, unknown> | undefined
-  /** What its processor waits for. */
-  waitsFor: Request | undefined
-  onceWaited: boolean
-  startedAt: number
-  acceptedAt: number
-  /** Its usage, as far as the queue took it, and when. */
-  usage: Tokens | undefined
-  reportedAt: number
-}
-
-export const objection = (message: string): never => {
-  throw new Error(message)
-}
-
-const must = (condition: boolean, message: () => string): void => {
-  if (!condition) objection(message())
-}
-
-export const errorOf = (exit: Exit.Exit<unknown, unknown>): unknown => {
-  if (Exit.isSuccess(exit)) return undefined
-  const fail = exit.cause.reasons.find(Cause.isFailReason)
-  return fail === undefined ? Cause.squash(exit.cause) : fail.error
-}
-
-export const tagOf = (error: unknown): unknown =>
-  typeof error === "object" && error !== null && "_tag" in error ? error._tag : error
-
-const isEnd = (status: Request["status"]): status is "completed" | "failed" | "cancelled" =>
-  status === "completed" || status === "failed" || status === "cancelled"
-
-/** What is nearer goes first; labels add up, and the earliest deadline holds. */
-export const within = (outer: Context, inner: Context): Context => {
-  const deadline = Math.min(outer.deadline ?? Number.POSITIVE_INFINITY, inner.deadline ?? Number.POSITIVE_INFINITY)
-  return {
-    ...outer,
-    ...inner,
-    ...(outer.labels === undefined && inner.labels === undefined
-      ? {}
-      : { labels: { ...outer.labels, ...inner.labels } }),
-    ...(Number.isFinite(deadline) ? { deadline } : {})
-  }
-}
-
-/** What `cancelRequests` is asked for. */
-export interface Filter {
-  readonly ids?: ReadonlyArray<string>
-  readonly tenant?: string
-  readonly labels?: Readonly<Record<string, string>>
-  readonly headStart?: number
-  readonly status?: "pending" | "processing"
-  readonly olderThan?: number
-}
-
-const isBelow = (request: Request, ancestor: Request): boolean => {
-  for (let above = request.parent; above !== undefined; above = above.parent) if (above === ancestor) return true
-  return false
-}
-
-/** Whether a queue processes a request, or one that waits for it. */
-export const isOf = (reference: Reference, request: Request | undefined): boolean => {
-  for (let waiter = request; waiter !== undefined;) {
-    if (waiter.reference === reference && waiter.alive) return true
-    const { parent, status }: Request = waiter
-    waiter = parent?.waitsFor === waiter && !isEnd(status) ? parent : undefined
-  }
-  return false
-}
+import { Sharing } from "./sharing.ts"
 
 export class Reference {
   readonly requests = new Map<string, Request>()
@@ -216,22 +41,27 @@ export class Reference {
   readonly letters: Letters
   readonly books: Books
   readonly shares: Shares
+  readonly sharing: Sharing
 
   constructor(name: string, options: Options) {
     this.name = name
     this.options = options
+    this.sharing = new Sharing(this)
     this.letters = new Letters(options.letterCount, options.letterAge)
     this.books = new Books(options)
     this.shares = new Shares((tenant) => tenant === "a" ? options.tenants?.weight ?? 1 : 1)
   }
 
-  submit(asked: Asked): Request {
+  submit(asked: Asked, of: { readonly key?: string; readonly sharers?: Array<Request> } = {}): Request {
     const { context, id, ownTimeout, parent, submittedAt, waits } = asked
     const nested = waits && isOf(this, parent)
     const request: Request = {
       ...asked,
       timeout: Math.min(ownTimeout, (context.deadline ?? Number.POSITIVE_INFINITY) - submittedAt),
       reference: this,
+      key: of.key,
+      call: undefined,
+      sharers: of.sharers,
       nested,
       onceNested: nested,
       // In the middle of something nobody but the queue knows what it has done.
@@ -248,6 +78,7 @@ export class Reference {
       ending: undefined,
       cancelAsked: false,
       isCancelled: false,
+      hasFailed: false,
       left: false,
       starts: 0,
       startedAt: -1,
@@ -258,7 +89,8 @@ export class Reference {
       usage: undefined,
       reportedAt: -1
     }
-    this.requests.set(id, request)
+    if (of.key === undefined) this.requests.set(id, request)
+    else this.sharing.all.set(id, request)
     return request
   }
 
@@ -328,22 +160,24 @@ export class Reference {
 
   /** What a filter means. */
   meant(filter: Filter, now: number): ReadonlyArray<Request> {
-    return this.all.filter((request) => {
-      if (isEnd(request.status) || request.status === "refused") return false
-      const { context: { labels, tenant }, id, submittedAt } = request
-      const status = request.status === "processing" ? "processing" : "pending"
+    return [...this.all, ...this.sharing.all.values()].filter((request) => {
+      // A call is for those who share it to cancel.
+      if (!isActive(request) || request.sharers !== undefined) return false
+      const { call = request, context: { labels, tenant }, id, submittedAt } = request
+      const status = call.status === "processing" ? "processing" : "pending"
       return (filter.ids?.includes(id) ?? true)
         && (filter.tenant === undefined || filter.tenant === tenant)
         && Object.entries(filter.labels ?? {}).every(([name, value]) => labels?.[name] === value)
-        && (filter.headStart === undefined || filter.headStart === this.headStart(request))
+        && (filter.headStart === undefined || filter.headStart === this.headStart(call))
         && (filter.status === undefined || filter.status === status)
         && (filter.olderThan === undefined || now - submittedAt > filter.olderThan)
     })
   }
 
   isForgotten(request: Request, now: number): boolean {
-    const index = this.ended.indexOf(request)
-    return index >= 0 && (index < this.ended.length - this.options.retainCount
+    const ended = request.key === undefined ? this.ended : this.sharing.ended
+    const index = ended.indexOf(request)
+    return index >= 0 && (index < ended.length - this.options.retainCount
       || request.endedAt + this.options.retainAge <= now)
   }
 
@@ -354,8 +188,12 @@ export class Reference {
 
   // What the queue says ---------------------------------------------------------------------------------------------
 
+  find(id: string): Request | undefined {
+    return this.requests.get(id) ?? this.sharing.all.get(id)
+  }
+
   observe(event: QueueResponse.QueueResponse<unknown, unknown>): void {
-    const request = this.requests.get(event.requestId) ?? objection(`event of an unknown request ${event.requestId}`)
+    const request = this.find(event.requestId) ?? objection(`event of an unknown request ${event.requestId}`)
     const at = (what: string) => `${this.name}/${request.id} ${request.status} -> ${event.status}: ${what}`
     must(event.createdAt === request.submittedAt, () => at("createdAt"))
     const queueTime = Duration.toMillis(event.queueTime)
@@ -366,7 +204,8 @@ export class Reference {
       must(!request.whileDraining || request.nested, () => at("accepted while draining"))
       must(!request.malformed, () => at("accepted and malformed"))
       must(
-        !this.options.failEarly || request.nested || (request.expected?.least ?? 0) <= request.timeout,
+        !this.options.failEarly || request.nested || request.key !== undefined
+          || (request.expected?.least ?? 0) <= request.timeout,
         () => at(`cannot be in time: it must wait ${request.expected?.least} of ${request.timeout}`)
       )
       request.status = "pending"
@@ -382,6 +221,7 @@ export class Reference {
       this.dispatch(request, at)
       return
     }
+    if (request.key !== undefined) return this.sharing.end(request, event, at)
     must(request.status === "pending" || request.status === "processing", () => at("not forward"))
     const wasDispatched = request.status === "processing"
     request.status = event.status
@@ -456,7 +296,10 @@ export class Reference {
       return
     }
     if (event.status === "cancelled") {
-      must(request.cancelAsked, () => at("nobody asked"))
+      must(
+        request.cancelAsked || request.sharers?.every((sharer) => sharer.hasFailed || !isActive(sharer)) === true,
+        () => at("nobody asked")
+      )
       return
     }
     if (event.status !== "failed") return
@@ -519,13 +362,14 @@ export class Reference {
           return must(this.draining || request.whileDraining, () => at("not draining"))
         case "QueueFull":
           return must(
-            this.options.strategy === "reject" || !request.waits,
+            this.options.strategy === "reject" || !request.waits || this.sharing.isFull(request),
             () => at("the queue suspends")
           )
         case "QueueTimeout":
           if ((error as QueueError.QueueTimeout).predictedWaitMillis !== undefined) {
             return must(
-              this.options.failEarly && (request.expected?.most ?? Number.POSITIVE_INFINITY) > request.timeout,
+              this.options.failEarly && request.key === undefined &&
+                (request.expected?.most ?? Number.POSITIVE_INFINITY) > request.timeout,
               () => at(`it can go in ${request.expected?.most}`)
             )
           }
@@ -617,11 +461,11 @@ export class Reference {
 
   check(info: QueueManager.QueueInfo, now: number): void {
     const at = (what: string) => `${this.name} at ${now}: ${what} ${JSON.stringify(info)}`
+    this.sharing.check(now)
     for (const request of this.all) {
       const on = (what: string) => at(`${request.id} ${request.status} ${what}`)
       must(request.starts <= 1, () => on("started twice"))
-      const isActive = request.status === "pending" || request.status === "processing"
-      if (request.status === "submitted" || isActive) {
+      if (isActive(request)) {
         must(request.submittedAt + request.timeout > now, () => on("is past its timeout"))
       }
       if (request.status === "processing") {

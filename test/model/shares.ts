@@ -2,7 +2,7 @@
  * What tenants were served while they waited together. For each two of them, and from the time on since when both have
  * waited, the difference by weight is no more than their largest requests are by weight.
  */
-import type { Request } from "./reference.ts"
+import type { Request } from "./request.ts"
 
 interface Pair {
   readonly tenants: readonly [string | undefined, string | undefined]
