@@ -41,17 +41,15 @@ interface Result {
 
 type Model = ModelConfig.ModelConfig<Plan, Result, string>
 
+interface Element {
+  readonly usage: ModelConfig.Usage | undefined
+}
+
 interface Live {
   readonly model: Model
   readonly reference: Reference
   readonly scope: Scope.Closeable
 }
-
-/**
- * Requests that begin in the first queue may go on in both. Those that begin in the second stay there: two requests
- * that each hold the last permit of one queue and wait for the other's would wait for ever, as with any two locks.
- */
-const queuesFrom = (name: string) => name === names[0] ? names : names.slice(1)
 
 const makeContext = (choose: random.Random, probability: number) => ({
   ...(choose.chance(probability) ? { headStart: choose.int(-60, 60) * 1000 } : {}),
@@ -65,6 +63,7 @@ const makeSubmission = (choose: random.Random, isNested: boolean): Submission =>
     ...makeContext(choose, isNested ? 0.1 : 0.3),
     ...(choose.chance(isNested ? 0.05 : 0.4) ? { timeout: choose.int(1, 8000) } : {}),
     ...(choose.chance(isNested ? 0.05 : 0.3) ? { processingTimeout: choose.int(1, 5000) } : {}),
+    ...(choose.chance(0.3) ? { leaves: true } : {}),
     ...(!isNested && choose.chance(0.3) ? { key: choose.pick(["k", "l"]) } : {})
   },
   region: makeContext(choose, 0.1)
@@ -105,7 +104,7 @@ const makePlan = (choose: random.Random, queues: ReadonlyArray<string>, depth: n
   }
 }
 
-const makeTenants = (choose: random.Random, isLimited: boolean): Tenants | undefined => {
+const makeTenants = (choose: random.Random, isLimited: boolean, mixes: boolean): Tenants | undefined => {
   const guaranteed = isLimited ? choose.pick([0, 0.5]) : 0
   return choose.pick([
     undefined,
@@ -115,7 +114,7 @@ const makeTenants = (choose: random.Random, isLimited: boolean): Tenants | undef
       weight: 1,
       guaranteed,
       own: {
-        concurrent: choose.pick([undefined, 1, 2]),
+        concurrent: mixes ? undefined : choose.pick([undefined, 1, 2]),
         requests: choose.pick([undefined, 1, 3]),
         tokens: choose.pick([undefined, 700])
       }
@@ -123,7 +122,7 @@ const makeTenants = (choose: random.Random, isLimited: boolean): Tenants | undef
   ])
 }
 
-const makeOptions = (choose: random.Random): Options => {
+const makeOptions = (choose: random.Random, mixes: boolean): Options => {
   const limits: Limits = {
     concurrent: choose.pick([undefined, 1, 1, 2, 3]),
     requests: choose.pick([undefined, undefined, 2, 5]),
@@ -135,19 +134,21 @@ const makeOptions = (choose: random.Random): Options => {
     ),
     period: choose.pick([1000, 10_000, 60_000])
   }
+  const streams = choose.chance(0.2)
   return {
     limits,
-    tenants: makeTenants(choose, rateLimitersOf(limits) !== "unlimited"),
+    streams,
+    tenants: makeTenants(choose, rateLimitersOf(limits) !== "unlimited", mixes),
     bypass: choose.pick([0, 0, 1, 16]),
     failEarly: choose.chance(0.5),
-    keep: choose.pick([0, 0, 5000]),
+    keep: streams ? 0 : choose.pick([0, 0, 5000]),
     capacity: choose.pick([1, 2, 5, 10_000]),
     strategy: choose.pick(["suspend", "suspend", "reject", "dropOldest"]),
     retainCount: choose.pick([0, 1, 5, 1000]),
     retainAge: choose.pick([5000, 60_000, 3_600_000]),
     readsUsage: choose.chance(0.3),
     headStart: choose.pick([0, 0, 5000]),
-    letterCount: choose.pick([0, 2, 1000]),
+    letterCount: streams ? 0 : choose.pick([0, 2, 1000]),
     letterAge: choose.pick([5000, 86_400_000])
   }
 }
@@ -185,26 +186,38 @@ const tenantsOf = ({ limits: { period }, tenants }: Pick<Options, "limits" | "te
   }
 }
 
-const makeModel = (name: string, { limits, ...options }: Options): Model =>
+const commonOptions = ({ limits, ...options }: Options) => ({
+  rateLimiters: rateLimitersOf(limits),
+  capacity: options.capacity,
+  priority: options.headStart / 1000,
+  tenants: tenantsOf({ limits, ...options }),
+  bypass: options.bypass,
+  failEarly: options.failEarly,
+  strategy: options.strategy,
+  retention: { count: options.retainCount, age: options.retainAge },
+  shutdown: { policy: "drain", deadline: 7000 } as const
+})
+
+const makeModel = (name: string, options: Options): Model =>
   ModelConfig.makeUntyped<Plan, Result, string>(name, {
-    rateLimiters: rateLimitersOf(limits),
-    capacity: options.capacity,
-    priority: options.headStart / 1000,
-    tenants: tenantsOf({ limits, ...options }),
-    bypass: options.bypass,
-    failEarly: options.failEarly,
+    ...commonOptions(options),
     deduplicate: { keep: options.keep },
-    strategy: options.strategy,
-    retention: { count: options.retainCount, age: options.retainAge },
     deadLetters: { count: options.letterCount, age: options.letterAge },
-    usage: options.readsUsage ? (result) => result.usage : undefined,
-    shutdown: { policy: "drain", deadline: 7000 }
+    usage: options.readsUsage ? (result) => result.usage : undefined
+  })
+
+const makeStream = (name: string, options: Options) =>
+  ModelConfig.makeStreamUntyped<Plan, Element, string>(name, {
+    ...commonOptions(options),
+    usage: options.readsUsage ? (element) => element.usage : undefined
   })
 
 const start = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkDetach(effect, { startImmediately: true })
 
 const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>) {
   const choose = random.make(seed)
+  /** Requests of one queue submit to the other one: then nobody sees who waits for the permits of tenants. */
+  const mixes = choose.chance(0.7)
   const clock = yield* Clock.Clock
   const now = () => clock.currentTimeMillisUnsafe()
   const managerScope = yield* Scope.make()
@@ -272,7 +285,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   const submit = (
     name: string,
     plan: Plan,
-    waits: boolean,
+    mayWait: boolean,
     parent: Request | undefined,
     { own, region }: Submission
   ): { readonly request: Request | undefined; readonly effect: Effect.Effect<unknown, unknown> } => {
@@ -281,22 +294,35 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     const tokens = { inputTokens: choose.int(0, 300), outputTokens: choose.int(0, 300) }
     const tooLarge = choose.chance(0.02)
     const malformed = choose.chance(0.02)
-    const model = target?.model ?? makeModel(name, makeOptions(choose))
-    const made = QueueRequest.make(model, {
+    const isStream = target?.reference.options.streams === true
+    const waits = mayWait || isStream
+    const key = isStream ? undefined : own.key
+    const leaves = isStream && own.leaves === true
+    const model = target?.model ?? makeModel(name, makeOptions(choose, mixes))
+    const options = {
       id,
-      params: plan,
-      waitForCompletion: waits,
       estimatedInputTokens: malformed ? Number.NaN : tooLarge ? 1001 : tokens.inputTokens,
       estimatedOutputTokens: tokens.outputTokens,
       timeout: own.timeout,
       processingTimeout: own.processingTimeout,
       priority: own.headStart === undefined ? undefined : own.headStart / 1000,
       tenant: own.tenant,
-      dedupeKey: own.key,
+      dedupeKey: key,
       labels: own.labels,
       deadline: own.timeToDeadline === undefined ? undefined : now() + own.timeToDeadline
-    })
-    const submission = inRegion(region, manager.submitRequest(made))
+    }
+    const submission = inRegion(
+      region,
+      isStream
+        ? manager.stream(makeStream(name, target.reference.options), plan, options).pipe(
+          Stream.take(leaves ? 1 : Number.POSITIVE_INFINITY),
+          Stream.runCount,
+          Effect.map((result): unknown => ({ result }))
+        )
+        : manager.submitRequest(
+          QueueRequest.make(model, { ...options, params: plan, waitForCompletion: waits })
+        ) as Effect.Effect<unknown, unknown>
+    )
     if (target === undefined) {
       return {
         request: undefined,
@@ -317,8 +343,9 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       processingTimeout: own.processingTimeout ?? Number.POSITIVE_INFINITY,
       tokens: tooLarge ? { ...tokens, inputTokens: 1001 } : tokens,
       malformed,
+      leaves,
       parent
-    }, own.key === undefined ? {} : { key: own.key })
+    }, key === undefined ? {} : { key })
     return { request, effect: followed(request, submission) }
   }
 
@@ -339,6 +366,8 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       Effect.onExit((exit) =>
         Effect.sync(() => {
           changes++
+          // The rest of a stream is not wanted.
+          if (request.leaves && Exit.isSuccess(exit)) request.cancelAsked = true
           request.hasFailed = Exit.isFailure(exit)
           then?.(exit)
           answers.push(() => request.reference.answered(request, exit))
@@ -398,14 +427,19 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       case "submit":
         return Effect.suspend(() => {
           const { effect, request } = submit(current.queue, current.plan, current.waits, own, current.as)
-          own.waitsFor = current.waits ? request : undefined
-          own.onceWaited ||= current.waits
+          own.waitsFor = request?.waits === true ? request : undefined
+          own.onceWaited ||= current.waits || request?.waits === true
           return Effect.exit(effect)
         })
       case "submitAndAwait":
         return Effect.suspend(() => {
           const { effect, request } = submit(current.queue, current.plan, false, own, current.as)
           if (request === undefined) return Effect.exit(effect)
+          if (request.waits) {
+            own.waitsFor = request
+            own.onceWaited = true
+            return Effect.exit(effect)
+          }
           return Effect.exit(Effect.andThen(effect, () => {
             own.waitsFor = request
             own.onceWaited = true
@@ -439,9 +473,11 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
 
   const makeModelOf = (request: Request): Model => makeModel(request.reference.name, request.reference.options)
 
-  const processor = (reference: Reference) => (made: QueueRequest.QueueRequest<Plan, Result, string, boolean>) => {
+  const begin = (
+    reference: Reference,
+    made: Pick<QueueRequest.QueueRequest<Plan, Result, string>, "id" | "tenant" | "labels" | "priority">
+  ) => {
     const request = reference.requests.get(made.id) ?? objection(`processing of unknown ${made.id}`)
-    const { plan } = request
     guarded(() => {
       const { context } = request
       assert.isFalse(request.isCancelled, `${request.id} starts after its cancellation`)
@@ -452,8 +488,13 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     request.starts++
     request.startedAt = now()
     changes++
-    if (plan.end === "throw" && plan.steps.length === 0) throw new Error("thrown")
-    const body: Effect.Effect<Result, string> = Effect.gen(function*() {
+    if (request.plan.end === "throw" && request.plan.steps.length === 0) throw new Error("thrown")
+    return request
+  }
+
+  const work = (request: Request): Effect.Effect<Result, string> =>
+    Effect.gen(function*() {
+      const { plan } = request
       for (const current of plan.steps) {
         yield* step(current, request)
         request.waitsFor = undefined
@@ -476,19 +517,50 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
           return yield* Effect.uninterruptible(Effect.as(release.await, result))
       }
     })
+
+  const alive = (request: Request) =>
+    Effect.sync(() => {
+      request.alive = true
+    })
+
+  const processor = (reference: Reference) => (made: QueueRequest.QueueRequest<Plan, Result, string, boolean>) => {
+    const request = begin(reference, made)
     return Effect.acquireUseRelease(
-      Effect.sync(() => {
-        request.alive = true
-      }),
-      () => body,
+      alive(request),
+      () => work(request),
       (_, exit) =>
         Effect.sync(() => {
           changes++
           request.alive = false
           request.exit = exit
-          if (Exit.isSuccess(exit) && reference.options.readsUsage) reference.report(request, plan.usage, now())
+          if (Exit.isSuccess(exit) && reference.options.readsUsage) reference.report(request, request.plan.usage, now())
         })
     )
+  }
+
+  /** Two elements: one at once, and one when the work is done. */
+  const streamProcessor = (reference: Reference) => (made: QueueRequest.StreamRequest<Plan, Element, string>) => {
+    const request = begin(reference, made)
+    const { usage } = request.plan
+    let last: ModelConfig.Usage | undefined
+    const first = Stream.sync((): Element => {
+      last = { ...usage, outputTokens: 0 }
+      return { usage: last }
+    })
+    const second = Stream.fromEffect(Effect.map(work(request), (): Element => {
+      last = usage
+      return { usage }
+    }))
+    return Stream.unwrap(Effect.as(
+      Effect.acquireRelease(alive(request), (_, exit) =>
+        Effect.sync(() => {
+          changes++
+          request.alive = false
+          request.exit = Exit.isSuccess(exit) && last === usage ? Exit.succeed(2) : exit
+          if (last !== undefined && reference.options.readsUsage) reference.report(request, last, now())
+        })),
+      Stream.concat(first, second)
+    ))
   }
 
   // Looking ---------------------------------------------------------------------------------------------------------
@@ -571,11 +643,16 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   // Operations ------------------------------------------------------------------------------------------------------
 
   const register = Effect.fnUntraced(function*(name: string) {
-    const options = makeOptions(choose)
+    const options = makeOptions(choose, mixes)
     const model = makeModel(name, options)
     const reference = new Reference(name, options)
     const scope = yield* Scope.make()
-    const exit = yield* Effect.exit(Scope.provide(manager.registerQueue(model, processor(reference)), scope))
+    const exit = yield* Effect.exit(Scope.provide(
+      options.streams
+        ? manager.registerStream(makeStream(name, options), streamProcessor(reference))
+        : manager.registerQueue(model, processor(reference)),
+      scope
+    ))
     trace.push(`register ${name} ${JSON.stringify(options)} ${exit._tag}`)
     const expected = hasShutDown ? "QueueShutdown" : live.has(name) ? "ModelAlreadyRegistered" : undefined
     assert.strictEqual(tagOf(errorOf(exit)), expected)
@@ -585,7 +662,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   const submitOne = Effect.gen(function*() {
     const name = choose.pick(names)
     const waits = choose.chance(0.6)
-    const plan = makePlan(choose, queuesFrom(name), 0)
+    const plan = makePlan(choose, mixes ? names : [name], 0)
     const as = makeSubmission(choose, false)
     const { effect, request } = submit(name, plan, waits, undefined, as)
     trace.push(`submit ${name}/${request?.id} ${JSON.stringify({ waits, ...as, plan, tokens: request?.tokens })}`)

@@ -392,6 +392,7 @@ export class Reference {
     const at = (what: string) => `${this.name}/${request.id} ${request.status} told ${String(exit)}: ${what}`
     const { ending } = request
     // It waited for room, and was never accepted.
+    if (request.leaves && Exit.isSuccess(exit)) return must(request.starts > 0, () => at("there was nothing to read"))
     if (request.status === "refused") return must(Exit.isFailure(exit), () => at("it was refused"))
     if (ending === undefined) return objection(at("it has not ended"))
     switch (ending.status) {

@@ -24,6 +24,8 @@ export interface Submission {
     readonly processingTimeout?: number
     readonly timeToDeadline?: number
     readonly key?: string
+    /** Of a stream no more than the first element is read. */
+    readonly leaves?: boolean
   }
   readonly region: Omit<Context, "deadline"> & { readonly timeToDeadline?: number }
 }
@@ -81,6 +83,8 @@ export interface Options {
   readonly failEarly: boolean
   /** How long results of calls are kept. */
   readonly keep: number
+  /** Its processor gives streams. */
+  readonly streams: boolean
 }
 
 /** What is submitted. */
@@ -96,6 +100,7 @@ export interface Asked {
   readonly processingTimeout: number
   readonly tokens: Tokens
   readonly malformed: boolean
+  readonly leaves: boolean
   readonly parent: Request | undefined
 }
 

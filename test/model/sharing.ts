@@ -50,6 +50,7 @@ export class Sharing {
     must(kept === undefined, () => at("there is a result"))
     must(active === undefined || active.id === sharedWith, () => at(`shares ${sharedWith}, and ${active?.id} goes on`))
     if (active !== undefined) {
+      must(!this.isFull(sharer), () => at(`shares a call as ${followers.length} others do`))
       active.sharers!.push(sharer)
       sharer.call = active
       const headStart = this.reference.headStart(sharer)
