@@ -104,8 +104,8 @@ const makePlan = (choose: random.Random, queues: ReadonlyArray<string>, depth: n
   }
 }
 
-const makeTenants = (choose: random.Random, isLimited: boolean, mixes: boolean): Tenants | undefined => {
-  const guaranteed = isLimited ? choose.pick([0, 0.5]) : 0
+const makeTenants = (choose: random.Random, mayGuarantee: boolean, mixes: boolean): Tenants | undefined => {
+  const guaranteed = mayGuarantee ? choose.pick([0, 0.5]) : 0
   return choose.pick([
     undefined,
     { weight: 3, guaranteed: 0, own: undefined },
@@ -138,7 +138,11 @@ const makeOptions = (choose: random.Random, mixes: boolean): Options => {
   return {
     limits,
     streams,
-    tenants: makeTenants(choose, rateLimitersOf(limits) !== "unlimited", mixes),
+    tenants: makeTenants(
+      choose,
+      rateLimitersOf(limits) !== "unlimited" && !(mixes && limits.concurrent !== undefined),
+      mixes
+    ),
     bypass: choose.pick([0, 0, 1, 16]),
     failEarly: choose.chance(0.5),
     keep: streams ? 0 : choose.pick([0, 0, 5000]),
@@ -216,7 +220,7 @@ const start = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.forkDetach(eff
 
 const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>) {
   const choose = random.make(seed)
-  /** Requests of one queue submit to the other one: then nobody sees who waits for the permits of tenants. */
+  /** Requests of one queue submit to the other one. Then nobody sees who waits for the permits of tenants: there are none. */
   const mixes = choose.chance(0.7)
   const clock = yield* Clock.Clock
   const now = () => clock.currentTimeMillisUnsafe()

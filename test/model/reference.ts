@@ -352,7 +352,7 @@ export class Reference {
         case "InvalidRequest":
           return must(request.malformed, () => at("it is well formed"))
         case "RequestTooLarge":
-          return must(this.isTooLarge(request), () => at("it fits"))
+          return must(this.isTooLarge(request.call ?? request), () => at("it fits"))
         case "BudgetExceeded":
           return must(this.books.exceeds(request, request.submittedAt), () => at("it is within the budget"))
         case "QueueShutdown":
