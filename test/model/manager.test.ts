@@ -6,9 +6,10 @@
  */
 import { assert, describe, it } from "@effect/vitest"
 import { Clock, Context as Services, Effect, Exit, Fiber, Latch, Layer, Scope, Stream } from "effect"
-import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+import { ModelConfig, ModelGroup, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import { sometimesFar } from "../farLimiter.ts"
+import { Group } from "./group.ts"
 import * as random from "./random.ts"
 import { Reference } from "./reference.ts"
 import {
@@ -237,6 +238,8 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   /** Looked at after the answers to submissions, which say what was refused. */
   const heard: Array<() => void> = []
   const problems: Array<unknown> = []
+  const groups = new Map<string, Group>()
+  const groupFibers = new Map<Group, Fiber.Fiber<unknown, unknown>>()
   const submitters = new Map<Request, Fiber.Fiber<unknown, unknown>>()
   const waiters: Array<{ readonly request: Request; readonly fiber: Fiber.Fiber<unknown, unknown> }> = []
   const closings: Array<{ readonly fiber: Fiber.Fiber<unknown>; readonly by: number }> = []
@@ -259,7 +262,12 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
       guarded(() => {
         changes++
         trace.push(`    ${now()} ${event.modelId}/${event.requestId} ${event.status}`)
-        const request = byId.get(event.requestId) ?? objection(`event of unknown ${event.requestId}`)
+        const group = groups.get(event.requestId)
+        const reference = live.get(event.modelId)?.reference
+        if (group !== undefined && reference !== undefined) group.seen(reference, event.createdAt)
+        const request = reference?.find(event.requestId) ?? byId.get(event.requestId)
+          ?? reference?.sharing.find(event.requestId, event.createdAt) ??
+          objection(`event of unknown ${event.requestId}`)
         request.reference.observe(event)
       })
     )))
@@ -481,7 +489,10 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     reference: Reference,
     made: Pick<QueueRequest.QueueRequest<Plan, Result, string>, "id" | "tenant" | "labels" | "priority">
   ) => {
-    const request = reference.requests.get(made.id) ?? objection(`processing of unknown ${made.id}`)
+    // Its event has not been read yet.
+    const createdAt = () => Effect.runSync(manager.getStatus(reference.name, made.id)).createdAt
+    const request = reference.requests.get(made.id) ?? groups.get(made.id)?.seen(reference, createdAt())
+      ?? objection(`processing of unknown ${made.id}`)
     guarded(() => {
       const { context } = request
       assert.isFalse(request.isCancelled, `${request.id} starts after its cancellation`)
@@ -584,6 +595,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     yield* settle
     for (const answer of answers.splice(0)) guarded(answer)
     for (const { reference } of live.values()) reference.sharing.settle()
+    yield* lookForGroups
     for (const answer of heard.splice(0)) guarded(answer)
     const infos = yield* manager.getAllQueuesInfo
     for (const [name, { reference }] of live) {
@@ -676,6 +688,73 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     if (request.key === undefined) return
     const call = request.reference.sharing.joined(request, yield* Effect.exit(manager.getStatus(name, request.id)))
     if (call !== undefined) byId.set(call.id, call)
+  })
+
+  const submitToGroup = Effect.gen(function*() {
+    const references = Array.from(live.values(), ({ reference }) => reference).filter(({ options }) => !options.streams)
+    if (references.length === 0) return
+    const { own, region } = makeSubmission(choose, false)
+    const id = `r${ids++}`
+    const tokens = { inputTokens: choose.int(0, 600), outputTokens: choose.int(0, 600) }
+    const group = new Group({
+      id,
+      plan: makePlan(choose, mixes ? names : [references[0]!.name], 2),
+      waits: true,
+      submittedAt: now(),
+      context: within(contextOf(region), contextOf({ ...own })),
+      ownTimeout: own.timeout ?? Number.POSITIVE_INFINITY,
+      processingTimeout: own.processingTimeout ?? Number.POSITIVE_INFINITY,
+      tokens,
+      malformed: false,
+      leaves: false,
+      parent: undefined
+    })
+    groups.set(id, group)
+    trace.push(`submit to a group ${id} ${JSON.stringify({ own, plan: group.asked.plan, tokens })}`)
+    const models = ModelGroup.make(references.map(({ name, options }) => makeModel(name, options)), {
+      strategy: choose.pick(["fastest", "ordered"])
+    })
+    const submission = ModelGroup.submit(models, group.asked.plan, {
+      id,
+      estimatedInputTokens: tokens.inputTokens,
+      estimatedOutputTokens: tokens.outputTokens,
+      timeout: own.timeout,
+      processingTimeout: own.processingTimeout,
+      priority: own.headStart === undefined ? undefined : own.headStart / 1000,
+      tenant: own.tenant,
+      labels: own.labels,
+      deadline: own.timeToDeadline === undefined ? undefined : now() + own.timeToDeadline
+    }).pipe(Effect.provideService(QueueManager.QueueManager, manager))
+    const fiber = yield* start(
+      inRegion(region, submission).pipe(
+        Effect.onInterrupt(() =>
+          Effect.sync(() => {
+            group.left = true
+            for (const request of group.requests) request.cancelAsked = true
+          })
+        ),
+        Effect.onExit((exit) =>
+          Effect.sync(() => {
+            changes++
+            heard.push(() => group.answered(exit))
+          })
+        )
+      )
+    )
+    groupFibers.set(group, fiber)
+  })
+
+  /** What waits for room is in no event. */
+  const lookForGroups = Effect.gen(function*() {
+    for (const group of groups.values()) {
+      for (const [name, { reference }] of live) {
+        const status = yield* Effect.exit(manager.getStatus(name, group.asked.id))
+        const request = group.requests.find((request) => request.reference === reference)
+        if (Exit.isSuccess(status)) group.seen(reference, status.value.createdAt)
+        else if (request?.status === "submitted") request.status = "refused"
+      }
+      guarded(() => group.check())
+    }
   })
 
   const pickRequest = () => {
@@ -856,7 +935,12 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   })
 
   const operation = Effect.gen(function*() {
-    const kind = choose.int(0, 120)
+    const kind = choose.int(0, 126)
+    if (kind > 123) return yield* submitToGroup
+    if (kind > 122) {
+      const waiting = Array.from(groupFibers.values()).filter((fiber) => fiber.pollUnsafe() === undefined)
+      return waiting.length === 0 ? undefined : yield* Fiber.interrupt(choose.pick(waiting))
+    }
     if (kind >= 103) {
       const reference = live.get(choose.pick(names))?.reference
       if (reference === undefined) return
@@ -973,6 +1057,9 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   yield* Scope.close(managerScope, Exit.void)
   for (const [request, fiber] of submitters) {
     if (fiber.pollUnsafe() === undefined) objection(`${request.id}: its submitter hangs at the end`)
+  }
+  for (const [group, fiber] of groupFibers) {
+    if (fiber.pollUnsafe() === undefined) objection(`${group.asked.id}: the submitter to a group hangs at the end`)
   }
   for (const { fiber, request } of waiters) {
     if (fiber.pollUnsafe() === undefined) objection(`${request.id}: a waiter hangs at the end`)

@@ -52,7 +52,10 @@ export class Reference {
     this.shares = new Shares((tenant) => tenant === "a" ? options.tenants?.weight ?? 1 : 1)
   }
 
-  submit(asked: Asked, of: { readonly key?: string; readonly sharers?: Array<Request> } = {}): Request {
+  submit(
+    asked: Asked,
+    of: { readonly key?: string; readonly sharers?: Array<Request>; readonly isLate?: boolean } = {}
+  ): Request {
     const { context, id, ownTimeout, parent, submittedAt, waits } = asked
     const nested = waits && isOf(this, parent)
     const request: Request = {
@@ -65,7 +68,7 @@ export class Reference {
       nested,
       onceNested: nested,
       // In the middle of something nobody but the queue knows what it has done.
-      expected: parent === undefined ? this.expect(asked) : undefined,
+      expected: parent === undefined && of.isLate !== true ? this.expect(asked) : undefined,
       passed: 0,
       leftAt: -1,
       whileClosing: this.closing,

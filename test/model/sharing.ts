@@ -12,6 +12,8 @@ export class Sharing {
   readonly ended: Array<Request> = []
   private readonly reference: Reference
   private readonly full = new Set<Request>()
+  /** The queue does not know them any more. */
+  private readonly lost: Array<Request> = []
 
   constructor(reference: Reference) {
     this.reference = reference
@@ -40,6 +42,7 @@ export class Sharing {
     const kept = this.kept(sharer)
     if (Exit.isFailure(status)) {
       must(kept === undefined || !this.mayBeAnswered(sharer), () => at("there is a result"))
+      this.lost.push(sharer)
       return undefined
     }
     const { isKept, sharedWith } = status.value
@@ -58,15 +61,25 @@ export class Sharing {
       if (isWaiting && headStart > this.reference.headStart(active)) active.context = { ...active.context, headStart }
       return undefined
     }
+    return this.begin(sharer, String(sharedWith))
+  }
+
+  private begin(sharer: Request, id: string): Request {
     const { deadline: _, ...context } = sharer.context
     const call = this.reference.submit({
       ...sharer,
-      id: String(sharedWith),
+      id,
       context: { ...context, headStart: this.reference.headStart(sharer) },
       ownTimeout: Number.POSITIVE_INFINITY
     }, { sharers: [sharer] })
     sharer.call = call
     return call
+  }
+
+  /** A call that was over before anybody could ask for it. */
+  find(id: string, createdAt: number): Request | undefined {
+    const sharer = this.lost.find(({ call, submittedAt }) => call === undefined && submittedAt === createdAt)
+    return sharer && this.begin(sharer, id)
   }
 
   /** The newest result that is kept for it. */
