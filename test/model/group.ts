@@ -43,7 +43,8 @@ export class Group {
     )
   }
 
-  answered(exit: Exit.Exit<unknown, unknown>): void {
+  /** `others` are queues that it could have gone to, if it was answered now. */
+  answered(exit: Exit.Exit<unknown, unknown>, others: ReadonlyArray<Reference>, now: number): void {
     const at = (what: string) => `${this.asked.id} was answered ${String(exit)}: ${what}`
     const last = this.requests.at(-1)
     for (const request of this.requests) {
@@ -61,6 +62,10 @@ export class Group {
       return
     }
     const tag = tagOf(errorOf(exit))
+    const free = others.find((reference) =>
+      !this.requests.some((request) => request.reference === reference) && reference.isFree(this.asked, now)
+    )
+    must(!passing.has(tag) || free === undefined, () => at(`${free?.name} could have taken it`))
     const refusals = [...passing, "QueueTimeout"]
     must(
       tag === (last && this.failure(last)) || (refusals.includes(tag) && (last === undefined

@@ -224,6 +224,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   /** Requests of one queue submit to the other one. Then nobody sees who waits for the permits of tenants: there are none. */
   const mixes = choose.chance(0.7)
   const clock = yield* Clock.Clock
+  const services = yield* Effect.context()
   const now = () => clock.currentTimeMillisUnsafe()
   const managerScope = yield* Scope.make()
   const manager = Services.get(
@@ -490,7 +491,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
     made: Pick<QueueRequest.QueueRequest<Plan, Result, string>, "id" | "tenant" | "labels" | "priority">
   ) => {
     // Its event has not been read yet.
-    const createdAt = () => Effect.runSync(manager.getStatus(reference.name, made.id)).createdAt
+    const createdAt = () => Effect.runSyncWith(services)(manager.getStatus(reference.name, made.id)).createdAt
     const request = reference.requests.get(made.id) ?? groups.get(made.id)?.seen(reference, createdAt())
       ?? objection(`processing of unknown ${made.id}`)
     guarded(() => {
@@ -736,7 +737,8 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
         Effect.onExit((exit) =>
           Effect.sync(() => {
             changes++
-            heard.push(() => group.answered(exit))
+            const answeredAt = now()
+            heard.push(() => group.answered(exit, answeredAt === now() ? references : [], now()))
           })
         )
       )

@@ -417,6 +417,14 @@ export class Reference {
     }
   }
 
+  /** Whether nothing happens at this instant, and nothing keeps a request from being dispatched at once. */
+  isFree(asked: Asked, now: number): boolean {
+    const request = asked as Request
+    return this.state === "open" && !this.closing && this.isEmpty()
+      && !this.all.some(({ endedAt, submittedAt }) => endedAt === now || submittedAt === now)
+      && !this.isTooLarge(request) && this.books.fits(request, now) && !this.books.exceeds(request, now)
+  }
+
   /** What the queue says how long a request would wait that is submitted now. */
   estimated(
     exit: Exit.Exit<Duration.Duration, unknown>,
