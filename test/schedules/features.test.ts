@@ -3,7 +3,21 @@
  * fiber goes next. As in the other scenarios `SEED` replays one run and `RUNS` makes more of them.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Clock, Context, Effect, Exit, Fiber, Layer, Logger, Random, Scheduler, Scope, Stream } from "effect"
+import {
+  Cause,
+  Clock,
+  Context,
+  Duration,
+  Effect,
+  Exit,
+  Fiber,
+  Layer,
+  Logger,
+  Random,
+  Scheduler,
+  Scope,
+  Stream
+} from "effect"
 import { ModelConfig, ModelGroup, ProviderProfile, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import { env } from "node:process"
@@ -25,7 +39,12 @@ interface Work {
   readonly nested: number
   /** It drains its own queue, and resumes it. */
   readonly drains: boolean
+  /** Whose it is, by itself or its region; nobody knows of one that shares a call. */
+  readonly tenant: string | undefined
 }
+
+/** Of every request. */
+const tokens = 10
 
 /** Milliseconds of virtual time that pass at once: what is dispatched may start so much later. */
 const step = 10
@@ -49,8 +68,23 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
   const tenantPermits = choose.int(1, 3)
   let limit = choose.int(2, 8)
   const period = 200
+  // A second limit on the same requests, some of which fail by it.
+  const affordable = choose.pick([undefined, 3, 6])
+  const onExceeded = choose.pick(["fail", "wait"] as const)
+  const rateLimiters = () => [
+    RateLimiter.concurrent(permits),
+    RateLimiter.rpm(limit, { timePeriod: period }),
+    ...(affordable === undefined ? [] : [
+      RateLimiter.budget((affordable * tokens) / 1e6, {
+        price: { input: 1, output: 1 },
+        timePeriod: period,
+        onExceeded
+      })
+    ])
+  ]
   const options = {
-    rateLimiters: [RateLimiter.concurrent(permits), RateLimiter.rpm(limit, { timePeriod: period })],
+    rateLimiters: rateLimiters(),
+    estimate: () => ({ inputTokens: tokens, outputTokens: 0 }),
     provider: profile,
     capacity: choose.pick([3, 1000]),
     strategy: choose.pick(["suspend", "reject", "dropOldest"] as const),
@@ -72,6 +106,7 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
   })
   const group = ModelGroup.make([One, Two], { strategy: choose.pick(["fastest", "ordered"]) })
 
+  const cancelled = new Set<string>()
   const running = new Map<string, number>([["one", 0], ["two", 0], ["streams", 0]])
   const byTenant = new Map<string, number>()
   const dispatched = new Map<string, Array<number>>([["one", []], ["two", []], ["streams", []]])
@@ -92,6 +127,9 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
     Effect.map(Clock.currentTimeMillis, (now) => {
       const isNested = work.key.startsWith("nested")
       const own = `${model} ${request.tenant ?? "nobody"}`
+      if (work.tenant !== "shared" && work.tenant !== request.tenant) {
+        problem(`${request.id} of ${work.tenant} is of ${request.tenant}`)
+      }
       // A nested request may run on the permit of the one that waits for it, which does nothing meanwhile.
       if (isNested) return () => {}
       const count = change(running, model, 1)
@@ -106,7 +144,11 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
       const dates = dispatched.get(model)!
       dates.push(now)
       const used = dates.filter((date) => date > now - period + step).length
-      if (isExact && used > limit) problem(`${used} of ${limit} in ${model}`)
+      const most = Math.min(
+        limit,
+        model === "streams" ? Number.POSITIVE_INFINITY : affordable ?? Number.POSITIVE_INFINITY
+      )
+      if (isExact && used > most) problem(`${used} of ${most} in ${model}`)
       return () => {
         // What was refused by a rate limit is not charged.
         if (work.status === 429) dates.splice(dates.indexOf(now), 1)
@@ -133,6 +175,7 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
   for (const model of [One, Two]) {
     yield* manager.registerQueue(model, (request) => {
       const work = request.params
+      if (cancelled.has(`${model.modelId} ${request.id}`)) problem(`${request.id} starts after its cancellation`)
       return Effect.acquireUseRelease(
         enter(model.modelId, request, work),
         () =>
@@ -141,7 +184,13 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
             if (work.nested > 0) {
               yield* manager.submit(
                 model,
-                { ...work, key: `nested ${work.key}`, nested: work.nested - 1, status: 200 },
+                {
+                  ...work,
+                  key: `nested ${work.key}`,
+                  nested: work.nested - 1,
+                  status: 200,
+                  tenant: work.millis > 10 ? "shared" : work.tenant
+                },
                 {
                   dedupeKey: work.millis > 50 ? `nested ${request.id}` : work.millis > 10 ? "nested" : undefined
                 }
@@ -175,12 +224,13 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
         )
     ))).pipe(Scope.provide(scope), Effect.orDie)
 
-  const work = (key = ""): Work => ({
+  const work = (tenant: string | undefined, key = ""): Work => ({
     key,
     millis: choose.pick([0, 0, 20, 100]),
     status: choose.pick([200, 200, 200, 200, 429, 503, 418]),
     nested: choose.pick([0, 0, 0, 1, 2]),
-    drains: mayDrain && choose.chance(0.3)
+    drains: mayDrain && choose.chance(0.3),
+    tenant: key === "" ? tenant : "shared"
   })
   const actors = new Map<string, Fiber.Fiber<unknown, unknown>>()
   const ids: Array<string> = []
@@ -189,32 +239,49 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
   const act = Effect.fnUntraced(function*(index: number) {
     const id = `r${index}`
     const model = choose.pick(models)
+    const region = choose.pick([undefined, undefined, "a", "b"])
+    const tenant = choose.pick([undefined, "a", "b", "c"])
+    const timeout = choose.chance(0.2) ? choose.int(1, 400) : undefined
+    const timeToDeadline = choose.chance(0.1) ? choose.int(1, 400) : undefined
+    const at = yield* Clock.currentTimeMillis
     const given = {
       id,
-      tenant: choose.pick([undefined, "a", "b", "c"]),
+      ...(tenant === undefined ? {} : { tenant }),
       priority: choose.int(-2, 2),
-      ...(choose.chance(0.2) ? { timeout: choose.int(1, 400) } : {})
+      ...(timeout === undefined ? {} : { timeout })
     }
+    const owner = tenant ?? region
     const fork = (effect: Effect.Effect<unknown, unknown>) =>
       Effect.map(Effect.forkChild(effect), (fiber) => void actors.set(id, fiber))
+    /** In its region. Who submits hears how it ended when its time is up. */
+    const forkInTime = (effect: Effect.Effect<unknown, unknown>) => {
+      const inTenant = region === undefined ? effect : QueueManager.withTenant(effect, region)
+      const until = at + Math.min(timeout ?? Number.POSITIVE_INFINITY, timeToDeadline ?? Number.POSITIVE_INFINITY)
+      return fork(Effect.ensuring(
+        timeToDeadline === undefined ? inTenant : QueueManager.withDeadline(inTenant, at + timeToDeadline),
+        Effect.map(Clock.currentTimeMillis, (now) => {
+          if (isExact && now > until + step) problem(`${id} ends at ${now}, and must by ${until}`)
+        })
+      ))
+    }
     switch (choose.int(0, 15)) {
       case 0:
       case 1:
       case 2: {
         ids.push(`${model.modelId} ${id}`)
-        return yield* fork(manager.submit(model, work(), given))
+        return yield* forkInTime(manager.submit(model, work(owner), given))
       }
       case 3: {
         ids.push(`${model.modelId} ${id}`)
-        const request = QueueRequest.make(model, { ...given, params: work(), waitForCompletion: false })
-        return yield* fork(manager.submitRequest(request))
+        const request = QueueRequest.make(model, { ...given, params: work(owner), waitForCompletion: false })
+        return yield* forkInTime(manager.submitRequest(request))
       }
       case 4:
       case 5: {
         ids.push(`${model.modelId} ${id}`)
         const key = choose.pick(["x", "y"])
-        const params = work(key)
-        return yield* fork(
+        const params = work(owner, key)
+        return yield* forkInTime(
           choose.chance(0.7)
             ? manager.submit(model, params, { ...given, dedupeKey: key })
             : manager.submitRequest(
@@ -224,16 +291,16 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
       }
       case 6:
       case 7:
-        return yield* fork(
-          manager.stream(Streams, { ...work(), nested: 0 }, { ...given, tenant: undefined }).pipe(
+        return yield* forkInTime(
+          manager.stream(Streams, { ...work(owner), nested: 0 }, given).pipe(
             Stream.take(choose.pick([1, 3, 100])),
             Stream.runDrain
           )
         )
       case 8:
-        return yield* fork(
+        return yield* forkInTime(
           Effect.provideService(
-            ModelGroup.submit(group, { ...work(), nested: 0 }, given),
+            ModelGroup.submit(group, { ...work(owner), nested: 0 }, given),
             QueueManager.QueueManager,
             manager
           )
@@ -244,7 +311,10 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
       }
       case 10: {
         const [name, victim] = (choose.pick(ids) ?? "one nobody").split(" ") as [string, string]
-        return yield* fork(Effect.ignore(manager.cancelRequest(name, victim)))
+        return yield* fork(Effect.ignore(Effect.map(
+          manager.cancelRequest(name, victim),
+          (isCancelled) => isCancelled && cancelled.add(`${name} ${victim}`)
+        )))
       }
       case 11:
         return yield* fork(
@@ -252,6 +322,11 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
         )
       case 12: {
         const [name, other] = (choose.pick(ids) ?? "one nobody").split(" ") as [string, string]
+        if (choose.chance(0.3)) {
+          return yield* fork(Effect.map(manager.estimateWait(model, { tenant, priority: given.priority }), (wait) => {
+            if (!(Duration.toMillis(wait) >= 0)) problem(`a wait of ${String(wait)}`)
+          }))
+        }
         return yield* fork(Effect.ignore(manager.changePriority(name, other, choose.int(-5, 5))))
       }
       case 13: {
@@ -271,12 +346,7 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
       }
       case 14: {
         limit = Math.max(limit, choose.int(2, 8))
-        return yield* fork(
-          manager.updateRateLimiters(choose.pick([One, Two, Streams]), [
-            RateLimiter.concurrent(permits),
-            RateLimiter.rpm(limit, { timePeriod: period })
-          ])
-        )
+        return yield* fork(manager.updateRateLimiters(choose.pick([One, Two, Streams]), rateLimiters()))
       }
       default: {
         if (choose.chance(0.5)) {
@@ -322,6 +392,14 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
   if (left.length > 0) {
     problem(`${left.join(", ")} hang`)
     return problems
+  }
+  for (const model of [One, Two]) {
+    const letters = yield* Effect.orDie(manager.deadLetters(model))
+    if (letters.length > 5) problem(`${letters.length} dead letters of ${model.modelId}`)
+    for (const { requestId } of letters) {
+      const { status } = yield* Effect.orDie(manager.getStatus(model, requestId))
+      if (status !== "failed") problem(`${requestId} is a dead letter, and ${status}`)
+    }
   }
   yield* TestClock.adjust("1 hour")
   yield* scheduler.settled
