@@ -18,6 +18,7 @@ const root = fileURLToPath(new URL("../../", import.meta.url))
 const mutants = join(root, "test/mutants")
 const copied = ["src", "test", "package.json", "tsconfig.json"]
 const suites = [
+  "test/model",
   "test/schedules",
   "test/laws",
   "test/refusals",

@@ -72,14 +72,17 @@ const everyoneHears: Oracle = (history) => {
   return problems
 }
 
-/** A processor starts after its dispatch, at most once, and before a normal end. */
+/** A processor starts after its dispatch, at most once, and before the end. */
 const processedOnce: Oracle = (history) => {
   const problems: Array<string> = []
   const started = new Set<string>()
   const stopped = new Map<string, Outcome>()
+  const ended = new Set<string>()
   for (const event of history.events) {
+    if (event._tag === "Status" && event.status === "ended") ended.add(event.id)
     if (event._tag === "Started") {
       if (started.has(event.id)) problems.push(`${event.id} was processed twice`)
+      if (ended.has(event.id)) problems.push(`${event.id} was processed after its end`)
       started.add(event.id)
     } else if (event._tag === "Stopped") {
       stopped.set(event.id, event.outcome)

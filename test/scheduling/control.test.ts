@@ -297,7 +297,10 @@ describe("cancelRequests", () => {
   it.effect("ends agents together with what they wait for, and counts each of them", () =>
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager
-      const Agent = ModelConfig.makeUntyped<number, string>("agent", { rateLimiters: [RateLimiter.concurrent(2)] })
+      // The last one waits.
+      const Agent = ModelConfig.makeUntyped<number, string>("agent", {
+        rateLimiters: [RateLimiter.concurrent(2), RateLimiter.rpm(5)]
+      })
       let went = 0
       yield* manager.registerQueue(Agent, (request) =>
         Effect.gen(function*() {
