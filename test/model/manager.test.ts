@@ -8,7 +8,6 @@ import { assert, describe, it } from "@effect/vitest"
 import { Clock, Context as Services, Effect, Exit, Fiber, Latch, Layer, Scope, Stream } from "effect"
 import { ModelConfig, ModelGroup, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
-import { sometimesFar } from "../farLimiter.ts"
 import { Group } from "./group.ts"
 import * as random from "./random.ts"
 import { Reference } from "./reference.ts"
@@ -228,9 +227,7 @@ const sequence = Effect.fnUntraced(function*(seed: number, trace: Array<string>)
   const now = () => clock.currentTimeMillisUnsafe()
   const managerScope = yield* Scope.make()
   const manager = Services.get(
-    yield* Layer.buildWithScope(QueueManager.layerWith({ eventCapacity: 1_000_000 }), managerScope).pipe(
-      sometimesFar(seed)
-    ),
+    yield* Layer.buildWithScope(QueueManager.layerWith({ eventCapacity: 1_000_000 }), managerScope),
     QueueManager.QueueManager
   )
   const live = new Map<string, Live>()

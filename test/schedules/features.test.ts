@@ -110,6 +110,7 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
   const running = new Map<string, number>([["one", 0], ["two", 0], ["streams", 0]])
   const byTenant = new Map<string, number>()
   const dispatched = new Map<string, Array<number>>([["one", []], ["two", []], ["streams", []]])
+  const paid = new Map<string, Array<number>>([["one", []], ["two", []], ["streams", []]])
   /** Since when. */
   const paused = new Map<string, number>()
   const operated = new Set<string>()
@@ -142,16 +143,20 @@ const simulate = Effect.fnUntraced(function*(seed: number, scheduler: SeededSche
         problem(`${request.id} is dispatched while ${model} is paused`)
       }
       const dates = dispatched.get(model)!
-      dates.push(now)
-      const used = dates.filter((date) => date > now - period + step).length
-      const most = Math.min(
-        limit,
-        model === "streams" ? Number.POSITIVE_INFINITY : affordable ?? Number.POSITIVE_INFINITY
-      )
-      if (isExact && used > most) problem(`${used} of ${most} in ${model}`)
+      const payments = paid.get(model)!
+      const within = (dates: Array<number>) => {
+        dates.push(now)
+        return dates.filter((date) => date > now - period + step).length
+      }
+      const [used, spent] = [within(dates), within(payments)]
+      if (isExact && used > limit) problem(`${used} of ${limit} in ${model}`)
+      if (isExact && affordable !== undefined && model !== "streams" && spent > affordable) {
+        problem(`${spent} of ${affordable} paid in ${model}`)
+      }
       return () => {
-        // What was refused by a rate limit is not charged.
+        // What was refused by a rate limit is not charged, and an overload costs no money.
         if (work.status === 429) dates.splice(dates.indexOf(now), 1)
+        if (work.status === 429 || work.status === 503) payments.splice(payments.indexOf(now), 1)
         change(running, model, -1)
         change(byTenant, own, -1)
       }
