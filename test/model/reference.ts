@@ -253,10 +253,15 @@ export class Reference {
       must(!this.isHeld, () => at("in a pause"))
       // One that was accepted at this very instant may have come a moment later.
       const before = waiting.filter((other) =>
-        other.context.tenant === request.context.tenant && other.leftAt !== now && other.acceptedAt !== now
-        && this.compare(other, request) < 0
-      )
-      if (before.length > 0) this.pass(request, before.toSorted((a, b) => this.compare(a, b))[0]!, now, at)
+        other.context.tenant === request.context.tenant && this.compare(other, request) < 0
+      ).toSorted((a, b) => this.compare(a, b))
+      const isSure = (other: Request) => other.leftAt !== now && other.acceptedAt !== now
+      const first = before.find(isSure)
+      if (first !== undefined) {
+        must(this.options.bypass > 0, () => at(`before ${first.id}`))
+        // Else the first one may have been another one, which alone is protected.
+        if (first === before[0]) this.pass(request, first, now, at)
+      }
     }
     this.books.dispatched.push(request)
     const over = this.books.over(request)
@@ -271,7 +276,6 @@ export class Reference {
   /** It goes before the first of its tenant, which loses nothing by it. */
   private pass(request: Request, first: Request, now: number, at: (what: string) => string): void {
     const { bypass, limits: { concurrent } } = this.options
-    must(bypass > 0, () => at(`before ${first.id}`))
     must(++first.passed <= bypass, () => at(`before ${first.id}, as ${bypass} others did`))
     must(sum(request.tokens) < sum(first.tokens), () => at(`before ${first.id}, and takes no less`))
     // Reports of this very instant may have come later.
