@@ -18,6 +18,7 @@ import type * as QueueManager from "../QueueManager.ts"
 import * as QueueRequest from "../QueueRequest.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
 import type * as ResultStore from "../ResultStore.ts"
+import * as asked from "./asked.ts"
 import {
   type AnyRequest,
   baseOf,
@@ -59,12 +60,8 @@ interface Flight {
   landed: Completed | undefined
 }
 
-/** What a request wants for itself, checked. */
-interface Asked {
-  readonly tenant: string | undefined
-  readonly headStart: number
-  readonly timeout: number
-  readonly hasDeadline: boolean
+/** What a request asks, and when. */
+interface Asked extends asked.Asked {
   /** Wall clock, and monotonic. */
   readonly createdAt: number
   readonly submittedAt: number
@@ -344,38 +341,11 @@ export const make = (
     context: requestContext.RequestContext
   ): Asked | QueueError.InvalidRequest | QueueError.QueueTimeout => {
     const problems: Array<string> = []
-    const idProblem = settings.checkId(request.id)
-    if (idProblem !== undefined) problems.push(`id: ${idProblem}`)
-    const number = (name: string, value: number | string): number => {
-      if (typeof value === "number") return value
-      problems.push(`${name}: ${value}`)
-      return 0
-    }
-    const timeout = request.timeout === undefined
-      ? config.timeout
-      : number("timeout", settings.timeout(request.timeout))
     const createdAt = clock.currentTimeMillisUnsafe()
-    const deadline = request.deadline === undefined
-      ? context.deadline
-      : settings.earlier(context.deadline, request.deadline)
-    const left = deadline === undefined
-      ? Number.POSITIVE_INFINITY
-      : number("deadline", settings.instant(deadline)) - createdAt
-    const tenant = request.tenant ?? context.tenant
-    const tenantProblem = tenant === undefined ? undefined : settings.checkId(tenant)
-    if (tenantProblem !== undefined) problems.push(`tenant: ${tenantProblem}`)
-    const priority = request.priority ?? context.priority
-    const headStart = priority === undefined ? config.headStart : number("priority", settings.headStart(priority))
+    const wanted = asked.ask(config, request, context, createdAt, problems)
     if (problems.length > 0) return invalid(request.id, ...problems)
-    const asked: Asked = {
-      tenant,
-      headStart,
-      timeout: Math.min(timeout, left),
-      hasDeadline: left < timeout,
-      createdAt,
-      submittedAt: now()
-    }
-    return asked.timeout > 0 ? asked : late(request.id, asked)
+    const mine: Asked = { ...wanted, createdAt, submittedAt: now() }
+    return mine.timeout > 0 ? mine : late(request.id, mine)
   }
 
   /** What is wrong with a request that needs no call of its own, where the queue would have looked at it. */
@@ -394,8 +364,6 @@ export const make = (
       const tokens = request[name] === undefined ? 0 : settings.tokens(request[name])
       if (typeof tokens === "string") problems.push(`${name}: ${tokens}`)
     }
-    const processing = settings.timeout(request.processingTimeout)
-    if (typeof processing === "string") problems.push(`processingTimeout: ${processing}`)
     return problems
   }
 
@@ -600,11 +568,11 @@ export const make = (
     if (typeof key === "object") return Effect.fail(key)
     return Effect.uninterruptibleMask((restore) =>
       Effect.withFiber((fiber): Effect.Effect<A, Failure> => {
-        const context = fiber.getRef(requestContext.CurrentRequestContext)
+        const context = requestContext.within(fiber.getRef(requestContext.CurrentRequestContext), request)
         const current = fiber.getRef(CurrentEntry)
         const asked = ask(request, context)
         if ("_tag" in asked) return Effect.fail(asked)
-        const labels = context.labels === undefined ? request.labels : { ...context.labels, ...request.labels }
+        const { labels } = context
         const share = () =>
           Effect.flatMap(join(key, request, asked, labels, current), (sharer) => then(sharer, current, restore))
         /** What waits to be kept can be had before it is. */

@@ -28,6 +28,7 @@ import type * as QueueRequest from "../QueueRequest.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
 import type * as RateLimiter from "../RateLimiter.ts"
 import * as TokenEstimator from "../TokenEstimator.ts"
+import { ask } from "./asked.ts"
 import { DeadLetters } from "./deadLetters.ts"
 import {
   type AnyRequest,
@@ -192,25 +193,6 @@ const tell = (waiter: (() => void) | undefined): void => {
   if (waiter !== undefined) outside(waiter)
 }
 
-/** What a request has in common with what its processor submits. */
-const given = ({ deadline, labels, priority, tenant }: AnyRequest): requestContext.RequestContext =>
-  priority === undefined && tenant === undefined && labels === undefined && deadline === undefined
-    ? requestContext.none
-    : { priority, tenant, deadline, labels }
-
-const contextOf = (inherited: requestContext.RequestContext, request: AnyRequest): requestContext.RequestContext => {
-  const { deadline, labels, priority, tenant } = request
-  return {
-    priority: priority ?? inherited.priority,
-    tenant: tenant ?? inherited.tenant,
-    deadline: deadline === undefined ? inherited.deadline : settings.earlier(inherited.deadline, deadline),
-    // What is no object of strings is named as it is.
-    labels: typeof labels === "object" && labels !== null
-      ? { ...inherited.labels, ...labels }
-      : labels ?? inherited.labels
-  }
-}
-
 /** Refused attempts of a request that its status tells of. */
 const keptRefusals = 16
 
@@ -218,7 +200,7 @@ const keptRefusals = 16
 const looksBehind = 8
 
 /** How many requests are admitted before other fibers have their turn. */
-const admissionsAtOnce = 128
+const admissionsAtOnce = 1024
 
 /** The shortest sleep, in milliseconds: any clock moves on by it, whatever the rounding of its readings. */
 const resolution = 0.001
@@ -609,40 +591,19 @@ export const make = Effect.fnUntraced(function*(
     })
   }
 
-  const parsed = (problems: Array<string>, name: string, value: number | string, otherwise: number): number => {
-    if (typeof value === "number") return value
-    problems.push(`${name}: ${value}`)
-    return otherwise
-  }
-
   /** Checks a request and makes its entry; nothing has changed if it is refused. */
   const prepare = (
     request: AnyRequest,
     fiber: Fiber.Fiber<unknown, unknown>
   ): Entry | QueueError.AcceptError => {
     const problems: Array<string> = []
-    const idProblem = settings.checkId(request.id)
-    if (idProblem !== undefined) problems.push(`id: ${idProblem}`)
     if (streams.isStream(request) !== config.isStream) problems.push(streams.mismatch(config.isStream))
     const inherited = fiber.getRef(requestContext.CurrentRequestContext)
     const context = inherited === requestContext.none && request.deadline === undefined
       ? request
-      : contextOf(inherited, request)
+      : requestContext.within(inherited, request)
     const wall = clock.currentTimeMillisUnsafe()
-    const timeLeft = context.deadline === undefined
-      ? Number.POSITIVE_INFINITY
-      : parsed(problems, "deadline", settings.instant(context.deadline), wall) - wall
-    const timeout = request.timeout === undefined
-      ? config.timeout
-      : parsed(problems, "timeout", settings.timeout(request.timeout), 0)
-    const processingTimeout = request.processingTimeout === undefined
-      ? config.processingTimeout
-      : parsed(problems, "processingTimeout", settings.timeout(request.processingTimeout), 0)
-    const headStart = context.priority === undefined
-      ? config.headStart
-      : parsed(problems, "priority", settings.headStart(context.priority), 0)
-    const tenantProblem = context.tenant === undefined ? undefined : settings.checkId(context.tenant)
-    if (tenantProblem !== undefined) problems.push(`tenant: ${tenantProblem}`)
+    const { hasDeadline, headStart, processingTimeout, tenant, timeout } = ask(config, request, context, wall, problems)
     const { whenUnavailable } = request
     if (whenUnavailable !== undefined && whenUnavailable !== "wait" && whenUnavailable !== "fail") {
       problems.push(`whenUnavailable: expected "wait" or "fail", got ${settings.show(whenUnavailable)}`)
@@ -653,13 +614,12 @@ export const make = Effect.fnUntraced(function*(
     let complete = context === request ? request : { ...request, ...context }
     const cost = costOf(complete, problems)
     if ("_tag" in cost) return cost
-    const hasDeadline = timeLeft < timeout
-    if (hasDeadline && timeLeft <= 0) {
+    if (hasDeadline && timeout <= 0) {
       return new QueueError.QueueTimeout({
         modelId,
         requestId: request.id,
         limit: "deadline",
-        timeoutMillis: timeLeft,
+        timeoutMillis: timeout,
         queueTimeMillis: 0,
         processingTimeMillis: 0
       })
@@ -679,12 +639,12 @@ export const make = Effect.fnUntraced(function*(
       createdAt: wall,
       submittedAt,
       headStart,
-      tenant: context.tenant,
+      tenant,
       passed: 0,
-      timeout: hasDeadline ? timeLeft : timeout,
+      timeout,
       hasDeadline,
       processingTimeout,
-      context: context === request ? given(request) : context,
+      context: context === request ? requestContext.given(request) : context,
       span: Context.getOrUndefined(fiber.context, Tracer.ParentSpan),
       awaitedBy: none,
       awaits: undefined,
@@ -1185,7 +1145,8 @@ export const make = Effect.fnUntraced(function*(
   }
 
   const dispatch = (entry: Entry, reservation: RateLimiter.Reservation) => {
-    const request = entry.request!
+    // Its own copy: what a processor does to it is nobody else's business.
+    const request = { ...entry.request! }
     scheduler.serve(entry)
     leaveWaiting(entry)
     entry.state = "dispatched"
@@ -1820,9 +1781,12 @@ export const make = Effect.fnUntraced(function*(
         const inherited = fiber.getRef(requestContext.CurrentRequestContext)
         const { priority = inherited.priority, tenant = inherited.tenant } = options
         const problems: Array<string> = []
-        const headStart = priority === undefined
-          ? config.headStart
-          : parsed(problems, "priority", settings.headStart(priority), 0)
+        const headStart = priority === undefined ? config.headStart : settings.headStart(priority)
+        if (typeof headStart === "string") {
+          return Effect.fail(
+            new QueueError.InvalidRequest({ modelId, requestId: "", problems: [`priority: ${headStart}`] })
+          )
+        }
         const labels = inherited.labels === undefined ? options.labels : { ...inherited.labels, ...options.labels }
         const cost = costOf({ ...options, tenant, labels }, problems)
         if ("_tag" in cost) return Effect.fail(cost)

@@ -1,0 +1,47 @@
+import type { AnyRequest } from "./entry.ts"
+import type { RequestContext } from "./requestContext.ts"
+import * as settings from "./settings.ts"
+
+/** What a request asks for itself, by its own fields, its region's or the model's. Milliseconds; `Infinity` for none. */
+export interface Asked {
+  readonly tenant: string | undefined
+  readonly headStart: number
+  readonly timeout: number
+  /** Whether that is until its deadline, which may be over. */
+  readonly hasDeadline: boolean
+  readonly processingTimeout: number
+}
+
+/** Reads what a request asks, with the context that it is in. What is wrong with it is added to `problems`. */
+export const ask = (
+  config: settings.Settings,
+  { id, processingTimeout, timeout }: AnyRequest,
+  { deadline, priority, tenant }: RequestContext,
+  wall: number,
+  problems: Array<string>
+): Asked => {
+  const checked = (name: string, problem: string | undefined): void => {
+    if (problem !== undefined) problems.push(`${name}: ${problem}`)
+  }
+  const number = (name: string, value: number | string): number => {
+    if (typeof value === "number") return value
+    problems.push(`${name}: ${value}`)
+    return 0
+  }
+  checked("id", settings.checkId(id))
+  const left = deadline === undefined
+    ? Number.POSITIVE_INFINITY
+    : number("deadline", settings.instant(deadline)) - wall
+  const most = timeout === undefined ? config.timeout : number("timeout", settings.timeout(timeout))
+  const headStart = priority === undefined ? config.headStart : number("priority", settings.headStart(priority))
+  if (tenant !== undefined) checked("tenant", settings.checkId(tenant))
+  return {
+    tenant,
+    headStart,
+    timeout: Math.min(most, left),
+    hasDeadline: left < most,
+    processingTimeout: processingTimeout === undefined
+      ? config.processingTimeout
+      : number("processingTimeout", settings.timeout(processingTimeout))
+  }
+}
