@@ -249,6 +249,19 @@ describe("headers", () => {
       assert.strictEqual(yield* told(100), 100)
     }))
 
+  for (const algorithm of ["slidingWindow", "tokenBucket", "fixedWindow"] as const) {
+    it.effect(`a lower limit that several responses tell is taken away once (${algorithm})`, () =>
+      Effect.gen(function*() {
+        const limiter = yield* make(limit("rpm", 1000, { timePeriod: minute, algorithm }))
+        const sent = yield* Effect.forEach(Array.from({ length: 5 }), () => limiter.request())
+        for (const [i, each] of sent.entries()) {
+          yield* limiter.observe(each, says("rpm", 499 - i, { limit: 500 }))
+          yield* limiter.complete(each)
+        }
+        assert.closeTo(yield* limiter.available(), 495, 5)
+      }))
+  }
+
   it.effect("of requests per minute and per day the reset tells which is meant", () =>
     Effect.gen(function*() {
       const both = () =>
