@@ -12,6 +12,16 @@ export interface Asked {
   readonly processingTimeout: number
 }
 
+const number = (problems: Array<string>, name: string, value: number | string): number => {
+  if (typeof value === "number") return value
+  problems.push(`${name}: ${value}`)
+  return 0
+}
+
+const check = (problems: Array<string>, name: string, problem: string | undefined): void => {
+  if (problem !== undefined) problems.push(`${name}: ${problem}`)
+}
+
 /** Reads what a request asks, with the context that it is in. What is wrong with it is added to `problems`. */
 export const ask = (
   config: settings.Settings,
@@ -20,21 +30,15 @@ export const ask = (
   wall: number,
   problems: Array<string>
 ): Asked => {
-  const checked = (name: string, problem: string | undefined): void => {
-    if (problem !== undefined) problems.push(`${name}: ${problem}`)
-  }
-  const number = (name: string, value: number | string): number => {
-    if (typeof value === "number") return value
-    problems.push(`${name}: ${value}`)
-    return 0
-  }
-  checked("id", settings.checkId(id))
+  check(problems, "id", settings.checkId(id))
   const left = deadline === undefined
     ? Number.POSITIVE_INFINITY
-    : number("deadline", settings.instant(deadline)) - wall
-  const most = timeout === undefined ? config.timeout : number("timeout", settings.timeout(timeout))
-  const headStart = priority === undefined ? config.headStart : number("priority", settings.headStart(priority))
-  if (tenant !== undefined) checked("tenant", settings.checkId(tenant))
+    : number(problems, "deadline", settings.instant(deadline)) - wall
+  const most = timeout === undefined ? config.timeout : number(problems, "timeout", settings.timeout(timeout))
+  const headStart = priority === undefined
+    ? config.headStart
+    : number(problems, "priority", settings.headStart(priority))
+  if (tenant !== undefined) check(problems, "tenant", settings.checkId(tenant))
   return {
     tenant,
     headStart,
@@ -42,6 +46,6 @@ export const ask = (
     hasDeadline: left < most,
     processingTimeout: processingTimeout === undefined
       ? config.processingTimeout
-      : number("processingTimeout", settings.timeout(processingTimeout))
+      : number(problems, "processingTimeout", settings.timeout(processingTimeout))
   }
 }

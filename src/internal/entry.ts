@@ -165,13 +165,20 @@ export const releaseWaiters = (entry: Entry): ReadonlyArray<Entry> => {
   return waiters
 }
 
-/** A request, and those whose processors wait for its end, directly or over others. */
-export const withWaiters = (entry: Entry | undefined): ReadonlySet<Entry> => {
-  const found = new Set<Entry>()
-  if (entry !== undefined) found.add(entry)
+/** Requests, and those whose processors wait for their ends, directly or over others: as many as are asked for. */
+export const withWaiters = function*(entries: Iterable<Entry>): Generator<Entry, void> {
+  const found = new Set(entries)
   // What is added meanwhile is visited, too.
-  for (const each of found) for (const waiter of each.awaitedBy) found.add(waiter)
-  return found
+  for (const each of found) {
+    yield each
+    for (const waiter of each.awaitedBy) found.add(waiter)
+  }
+}
+
+/** Whether a request is another one, or waits for it, directly or over others. */
+export const isOrAwaits = (entry: Entry, other: Entry): boolean => {
+  for (const each of withWaiters([other])) if (each === entry) return true
+  return false
 }
 
 /**

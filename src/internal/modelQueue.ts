@@ -39,6 +39,7 @@ import {
   type Entry,
   EntryList,
   type Failure,
+  isOrAwaits,
   none,
   type Outcome,
   processingTime,
@@ -560,7 +561,7 @@ export const make = Effect.fnUntraced(function*(
   /** Whether this queue is processing a request, or one that waits for it. */
   const isProcessing = (entry: Entry | undefined): boolean => {
     if (entry === undefined) return false
-    for (const waiter of withWaiters(entry)) if (running.has(waiter)) return true
+    for (const waiter of withWaiters([entry])) if (running.has(waiter)) return true
     return false
   }
 
@@ -1096,38 +1097,11 @@ export const make = Effect.fnUntraced(function*(
     }
   }
 
-  /** After the fiber of the attempt has ended, and its children with it. */
-  const finish = function*(entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): Step<void> {
-    if (gate !== undefined) {
-      let failure: ReturnType<typeof readFailure>
-      try {
-        failure = Exit.isSuccess(exit) ? undefined : readFailure(exit.cause, gate)
-      } catch (error) {
-        // Then it is not the provider's.
-        yield* survive(() => Effect.die(error))
-      }
-      if (Exit.isFailure(exit) && failure !== undefined) return yield* finishRefused(entry, exit.cause, failure, gate)
-      if (Exit.isSuccess(exit)) gate.answered(entry, true, now())
-      else gate.ended(entry)
-    }
-    const outcome = entry.outcome === undefined ? entry.produced = outcomeOf(entry, exit) : entry.outcome
-    const read = readUsage(exit)
-    const usage = typeof read === "string" ? undefined : read
-    if (typeof read === "string") {
-      yield* survive(() =>
-        Effect.logWarning(
-          `The usage of a result of model ${modelId} cannot be read, its estimate stays charged: ${read}`
-        )
-      )
-    }
-    if (immediate === undefined) {
-      if (usage !== undefined) yield* survive(() => settle(entry, usage))
-      yield* survive(() => limiter.complete(entry.reservation!))
-      if (returnsPermit(entry)) yield* survive(() => limiter.releasePermit)
-    } else {
-      const settlement = immediate.finish(entry.reservation!, usage, returnsPermit(entry))
-      if (usage !== undefined) settled(entry, usage, settlement!)
-    }
+  const outcomeFor = (entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): Outcome =>
+    entry.outcome ?? (entry.produced = outcomeOf(entry, exit))
+
+  /** The limiter has been told of the end: now everybody is. */
+  const finished = (entry: Entry, outcome: Outcome): void => {
     const at = now()
     running.delete(entry)
     exempt.delete(entry)
@@ -1142,6 +1116,50 @@ export const make = Effect.fnUntraced(function*(
     if (end(entry, outcome, at)) return
     entry.request = undefined
     checkDrained()
+  }
+
+  /** After the fiber of the attempt has ended, and its children with it. Most end so that nobody need be waited for. */
+  const finish = (entry: Entry, exit: Exit.Exit<unknown, ProcessorFailure>): void => {
+    const usage = readUsage(exit)
+    if (immediate === undefined || Exit.isFailure(exit) || typeof usage === "string") {
+      begin(finishSlowly(entry, exit, usage), fork)
+      return
+    }
+    gate?.answered(entry, true, now())
+    const outcome = outcomeFor(entry, exit)
+    const settlement = immediate.finish(entry.reservation!, usage, returnsPermit(entry))
+    if (usage !== undefined) settled(entry, usage, settlement!)
+    finished(entry, outcome)
+  }
+
+  const finishSlowly = function*(
+    entry: Entry,
+    exit: Exit.Exit<unknown, ProcessorFailure>,
+    usage: RateLimiter.Tokens | string | undefined
+  ): Step<void> {
+    if (gate !== undefined) {
+      let failure: ReturnType<typeof readFailure>
+      try {
+        failure = Exit.isSuccess(exit) ? undefined : readFailure(exit.cause, gate)
+      } catch (error) {
+        // Then it is not the provider's.
+        yield* survive(() => Effect.die(error))
+      }
+      if (Exit.isFailure(exit) && failure !== undefined) return yield* finishRefused(entry, exit.cause, failure, gate)
+      if (Exit.isSuccess(exit)) gate.answered(entry, true, now())
+      else gate.ended(entry)
+    }
+    const outcome = outcomeFor(entry, exit)
+    if (typeof usage === "string") {
+      yield* survive(() =>
+        Effect.logWarning(
+          `The usage of a result of model ${modelId} cannot be read, its estimate stays charged: ${usage}`
+        )
+      )
+    } else if (usage !== undefined) yield* survive(() => settle(entry, usage))
+    yield* survive(() => limiter.complete(entry.reservation!))
+    if (returnsPermit(entry)) yield* survive(() => limiter.releasePermit)
+    finished(entry, outcome)
   }
 
   const dispatch = (entry: Entry, reservation: RateLimiter.Reservation) => {
@@ -1168,7 +1186,7 @@ export const make = Effect.fnUntraced(function*(
       inner = Context.add(inner, requestContext.CurrentRequestContext, entry.context)
     }
     if (entry.span !== undefined) inner = Context.add(inner, Tracer.ParentSpan, entry.span)
-    Effect.runForkWith(inner)(attempt(entry, request)).addObserver((exit) => begin(finish(entry, exit), fork))
+    Effect.runForkWith(inner)(attempt(entry, request)).addObserver((exit) => finish(entry, exit))
   }
 
   // ---------------------------------------------------------------------------------------------------------------
@@ -1222,17 +1240,16 @@ export const make = Effect.fnUntraced(function*(
 
   const blockedBy: ModelQueue["blockedBy"] = (entry) => {
     if (held < mostPermits()) return undefined
-    return firstToLend(withWaiters(entry)) === undefined ? running : undefined
+    return firstToLend(withWaiters([entry])) === undefined ? running : undefined
   }
 
   /** Whose permit it may run on: of what waits for it, or, in a deadlock, of what waits at all. */
   const lenderOf = (entry: Entry): Entry | undefined =>
-    firstToLend(withWaiters(entry)) ?? firstToLend(deadlock(entry) ?? [])
+    firstToLend(withWaiters([entry])) ?? firstToLend(deadlock(entry) ?? [])
 
   /** Whether everything being processed waits for some nested request, so that nothing but those can end. */
   const onlyWaitersRun = () => {
-    const waiters = new Set<Entry>()
-    for (const entry of nested) for (const waiter of withWaiters(entry)) waiters.add(waiter)
+    const waiters = new Set(withWaiters(nested))
     for (const entry of running) if (!waiters.has(entry)) return false
     return true
   }
@@ -1495,7 +1512,8 @@ export const make = Effect.fnUntraced(function*(
   const close: ModelQueue["close"] = (options) =>
     unstoppable(Effect.gen(function*() {
       if (state === "closed") return
-      for (const entry of withWaiters(yield* CurrentEntry)) {
+      const asking = yield* CurrentEntry
+      for (const entry of asking === undefined ? [] : withWaiters([asking])) {
         if (!running.has(entry)) continue
         exempt.add(entry)
         entry.closesAt = Math.min(entry.closesAt ?? Number.POSITIVE_INFINITY, now() + options.deadline)
@@ -1595,7 +1613,7 @@ export const make = Effect.fnUntraced(function*(
 
   /** What waits may run on the permit of a processor that waits for it: there may be no other one. */
   const lend = ({ adopted, by }: Emptying, entry: Entry) => {
-    if (by === undefined || withWaiters(by).has(entry) || entry.awaitedBy.includes(by)) return
+    if (by === undefined || isOrAwaits(entry, by) || entry.awaitedBy.includes(by)) return
     adopt(entry, by)
     adopted.push(entry)
   }
@@ -1605,7 +1623,9 @@ export const make = Effect.fnUntraced(function*(
     if (state === "closed") return Effect.succeed(true)
     const current = fiber.getRef(CurrentEntry)
     const exempt = new Set<Entry>()
-    for (const entry of withWaiters(current)) if (entry.queue === queue) exempt.add(entry)
+    for (const entry of current === undefined ? [] : withWaiters([current])) {
+      if (entry.queue === queue) exempt.add(entry)
+    }
     isEmptying = true
     isPaused = false
     wake()
@@ -1686,7 +1706,7 @@ export const make = Effect.fnUntraced(function*(
         Effect.flatMap(find(id), (entry) => {
           // Awaited by a request of its own queue, it must not wait for that one's permit.
           const current = fiber.getRef(CurrentEntry)
-          if (withWaiters(current).has(entry)) {
+          if (current !== undefined && isOrAwaits(entry, current)) {
             const problems = ["a processor cannot wait for the end of the request that it is processing"]
             return Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: id, problems }))
           }
