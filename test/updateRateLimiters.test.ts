@@ -294,6 +294,20 @@ describe("Limiter.update", () => {
       assert.strictEqual((yield* limiter.state()).used, 70)
     }))
 
+  it.effect("takes back from a bucket that follows a window only what the charge itself has left to be refilled", () =>
+    Effect.gen(function*() {
+      const limiter = yield* sync.make(limit("tpm", 100))
+      const more = yield* limiter.request(20)
+      const less = yield* limiter.request(20)
+      yield* limiter.update([limit("tpm", 100, { algorithm: "tokenBucket" })])
+      yield* TestClock.adjust(24_000)
+      assert.strictEqual((yield* limiter.state()).used, 0)
+      yield* limiter.settle(more, { inputTokens: 50, outputTokens: 0 })
+      assert.strictEqual((yield* limiter.state()).used, 30)
+      yield* limiter.settle(less, { inputTokens: 0, outputTokens: 0 })
+      assert.strictEqual((yield* limiter.state()).used, 30)
+    }))
+
   it.effect("carries a reservation through several updates at once", () =>
     Effect.gen(function*() {
       const limiter = yield* sync.make(limit("tpm", 100))

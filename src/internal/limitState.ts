@@ -306,7 +306,7 @@ export class LimitState {
           if (!source.isKnown) this.unsettled -= amount
           return undefined
         }
-        sent = { amount, counted: found.counted, paced: [] }
+        sent = meter.part(found, amount)
       }
       const charged: Charged = {
         ...(own ?? source),

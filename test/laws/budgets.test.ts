@@ -12,7 +12,7 @@ import { random } from "./schedule.ts"
 
 const given = process.env["SEED"]
 const first = given === undefined ? Math.floor(Math.random() * 1e9) : Number(given)
-const runs = given === undefined ? 400 : 1
+const runs = Number(process.env["RUNS"] ?? (given === undefined ? 400 : 1))
 
 interface Spent {
   readonly at: number

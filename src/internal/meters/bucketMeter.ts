@@ -175,6 +175,12 @@ export class BucketMeter implements Meter {
     return this.charge(amount, at)
   }
 
+  part(all: Mark, amount: number): Mark {
+    const charge = own(all)
+    charge.amount -= amount
+    return mark({ amount, arrival: charge.arrival })
+  }
+
   landed(mark: Mark, now: number): void {
     this.advance(now)
     const charge = own(mark)

@@ -180,6 +180,10 @@ export class FixedMeter implements Meter {
     return mark(tally)
   }
 
+  part(mark: Mark, _amount: number): Mark {
+    return mark
+  }
+
   history(now: number): History {
     this.wallNow()
     const tallies = this.tallies.filter((tally) => this.counts(tally, now)).toSorted((a, b) => a.last - b.last)

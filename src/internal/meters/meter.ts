@@ -55,6 +55,8 @@ export interface Meter {
   charge(amount: number, now: number): Mark
   /** A charge that another meter remembers. They come by date, and before all charges of this meter's own. */
   replay(entry: Remembered, now: number): Mark
+  /** One of the charges that were replayed together, of `amount`: it changes for itself. */
+  part(mark: Mark, amount: number): Mark
   /** The request of a charge has ended, or has been answered: the provider has counted it by now. */
   landed(mark: Mark, now: number): void
   /** Changes a dated charge. `false` when it no longer matters and nothing changed. */

@@ -25,7 +25,7 @@ export interface Sent {
  * A limit: something fits when it fits all of its meters. What is used, and what a provider says, is about the first
  * one that counts; the others only slow down.
  */
-export interface LimitMeter extends Omit<Meter, "charge" | "adjust" | "landed" | "replay"> {
+export interface LimitMeter extends Omit<Meter, "charge" | "adjust" | "landed" | "part" | "replay"> {
   /** The limit's own, and that of its quantum. */
   readonly counting: readonly [Meter, ...ReadonlyArray<Meter>]
   readonly pacing: ReadonlyArray<Meter>
@@ -50,6 +50,8 @@ export interface LimitMeter extends Omit<Meter, "charge" | "adjust" | "landed" |
   since(now: number): number
   /** A charge that another meter remembers. */
   replay(entry: Remembered, now: number): Sent
+  /** One of the charges that were replayed together, of `amount`: it changes for itself, and spreads nothing. */
+  part(sent: Sent, amount: number): Sent
   /**
    * At most `unseen` of what others have been seen to use has ended since: the rest, which is returned, is so still.
    * Windows only.
@@ -111,6 +113,10 @@ class PacedUntil implements Meter {
 
   replay({ amount }: Remembered, now: number): Mark {
     return this.pace.charge(amount, now)
+  }
+
+  part(mark: Mark, amount: number): Mark {
+    return this.pace.part(mark, amount)
   }
 
   landed(mark: Mark, now: number): void {
@@ -263,6 +269,10 @@ class All implements LimitMeter {
       counted: this.counting.map((meter) => meter.replay(entry, now)),
       paced: this.pacing.map((meter) => meter.replay(entry, now))
     }
+  }
+
+  part({ counted }: Sent, amount: number): Sent {
+    return { amount, counted: counted?.map((mark, index) => this.counting[index]!.part(mark, amount)), paced: none }
   }
 
   landed({ counted = [], paced }: Sent, now: number): void {

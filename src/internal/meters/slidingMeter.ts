@@ -87,6 +87,10 @@ export class SlidingMeter implements Meter {
     return mark(place)
   }
 
+  part(mark: Mark, _amount: number): Mark {
+    return mark
+  }
+
   history(now: number): History {
     const find = this.window.indexes(now)
     const others = new Map<number, number>()
