@@ -130,6 +130,8 @@ export interface Entry {
   holdsPermit: boolean
   lender: Entry | undefined
   borrower: Entry | undefined
+  /** Among those that are being processed. */
+  place: number
 }
 
 /** The request whose processor the current fiber belongs to. */
@@ -221,6 +223,36 @@ export class EntryList {
     else entry.next.previous = entry.previous
     entry.previous = entry.next = undefined
     this.size--
+  }
+}
+
+/** In no order. An entry is in one of these at most. */
+export class EntrySet {
+  private readonly entries: Array<Entry> = []
+
+  get size(): number {
+    return this.entries.length
+  }
+
+  add(entry: Entry): void {
+    entry.place = this.entries.length
+    this.entries.push(entry)
+  }
+
+  has(entry: Entry): boolean {
+    return this.entries[entry.place] === entry
+  }
+
+  delete(entry: Entry): void {
+    if (!this.has(entry)) return
+    const last = this.entries.pop()!
+    if (last === entry) return
+    this.entries[entry.place] = last
+    last.place = entry.place
+  }
+
+  [Symbol.iterator](): Iterator<Entry> {
+    return this.entries[Symbol.iterator]()
   }
 }
 

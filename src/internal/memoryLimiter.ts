@@ -263,14 +263,20 @@ const refuse = (
 // The one place where a reservation handed out by this limiter is read back: callers see it as opaque.
 const own = (reservation: RateLimiter.Reservation): Reservation => reservation as Reservation
 
-/** What a limiter that answers at once is asked for each request. */
+/** What a limiter that answers at once is asked for each request. Times are monotonic ones of its clock. */
 export interface Immediate {
-  readonly admit: (cost: RateLimiter.Cost, permit: boolean, options?: RateLimiter.AdmitOptions) => RateLimiter.Admission
+  readonly admit: (
+    cost: RateLimiter.Cost,
+    permit: boolean,
+    options: RateLimiter.AdmitOptions,
+    now: number
+  ) => RateLimiter.Admission
   /** `settle` if there is a usage, `complete`, and `releasePermit` if it has one. */
   readonly finish: (
     reservation: RateLimiter.Reservation,
     usage: RateLimiter.Tokens | undefined,
-    permit: boolean
+    permit: boolean,
+    now: number
   ) => RateLimiter.Settlement | undefined
 }
 
@@ -319,8 +325,7 @@ export const make = Effect.fnUntraced(function*(
   }
 
   const immediate: Immediate = {
-    admit: (cost, permit, options = none) => {
-      const at = now()
+    admit: (cost, permit, options, at) => {
       if (permit) {
         const free = permits - taken
         // The one that is first in order keeps a permit.
@@ -334,8 +339,7 @@ export const make = Effect.fnUntraced(function*(
       if (permit && admission._tag === "Admitted") taken++
       return admission
     },
-    finish: (reservation, usage, permit) => {
-      const at = now()
+    finish: (reservation, usage, permit, at) => {
       const mine = current(reservation, at)
       const settlement = usage === undefined ? undefined : settle(mine, usage, at)
       complete(mine, at)
@@ -355,7 +359,7 @@ export const make = Effect.fnUntraced(function*(
     })
 
   const limiter: RateLimiter.Limiter = {
-    admit: (cost, permit, options) => Effect.sync(() => immediate.admit(cost, permit, options)),
+    admit: (cost, permit, options = none) => Effect.sync(() => immediate.admit(cost, permit, options, now())),
     predict: (cost, ahead, tenant) =>
       Effect.sync(() => {
         const at = now()

@@ -38,6 +38,7 @@ import {
   deadlock,
   type Entry,
   EntryList,
+  EntrySet,
   type Failure,
   isOrAwaits,
   none,
@@ -115,7 +116,7 @@ export interface ModelQueue {
   /** Whether this queue is processing a request, or one that waits for it. */
   readonly isProcessing: (current: Entry | undefined) => boolean
   /** What is being processed, when it has all permits and none of it lends one to the request. */
-  readonly blockedBy: (entry: Entry) => ReadonlySet<Entry> | undefined
+  readonly blockedBy: (entry: Entry) => EntrySet | undefined
   /** Makes the dispatcher look again. */
   readonly wake: () => void
   /** Why nothing new is let in, if that is so. */
@@ -200,7 +201,10 @@ const keptRefusals = 16
 /** How many requests are looked at when the first one is blocked. */
 const looksBehind = 8
 
-/** How many requests are admitted before other fibers have their turn. */
+/**
+ * How many requests are admitted before other fibers have their turn. A limiter that takes time is asked for one: until
+ * it has answered, nothing interrupts.
+ */
 const admissionsAtOnce = 1024
 
 /** The shortest sleep, in milliseconds: any clock moves on by it, whatever the rounding of its readings. */
@@ -233,7 +237,7 @@ export const make = Effect.fnUntraced(function*(
   /** Waiting, but not to be attempted before a time. */
   const delayed = new Heap<Entry>()
   const nested = new Set<Entry>()
-  const running = new Set<Entry>()
+  const running = new EntrySet()
   const stalled = new Set<() => void>()
   /** Being processed, but not waited for: they are what asked for the closing. */
   const exempt = new Set<Entry>()
@@ -275,7 +279,9 @@ export const make = Effect.fnUntraced(function*(
   let isEmptying = false
   const emptied = new Set<Emptying>()
   const letters = new DeadLetters(modelId, config.letterCount, config.letterAge, now, (at) => due(at))
+  /** Whether the dispatcher has to look again, and whether it does so anyway before it waits. */
   let woken = false
+  let isAdmitting = false
   let nextDue = Number.POSITIVE_INFINITY
 
   const fork = Effect.runForkWith(context)
@@ -287,7 +293,7 @@ export const make = Effect.fnUntraced(function*(
   const wake = () => {
     if (woken) return
     woken = true
-    Queue.offerUnsafe(intake, wakeUp)
+    if (!isAdmitting) Queue.offerUnsafe(intake, wakeUp)
   }
 
   const due = (at: number) => {
@@ -677,7 +683,8 @@ export const make = Effect.fnUntraced(function*(
       next: undefined,
       holdsPermit: false,
       lender: undefined,
-      borrower: undefined
+      borrower: undefined,
+      place: -1
     }
   }
 
@@ -933,11 +940,12 @@ export const make = Effect.fnUntraced(function*(
     }
   }
 
-  const attempt = (entry: Entry, request: AnyRequest): Effect.Effect<unknown, ProcessorFailure> =>
+  /** What `Effect.scoped` does, but that the scope comes with the fiber. */
+  const attempt = (entry: Entry, request: AnyRequest, scope: Scope.Closeable): Effect.Effect<unknown, ProcessorFailure> =>
     Effect.withFiber((fiber) => {
       entry.fiber = fiber
       return entry.outcome === undefined
-        ? Effect.scoped(Effect.suspend(() => processor(request)))
+        ? Effect.onExit(processor(request), (exit) => Scope.closeUnsafe(scope, exit) ?? Effect.void)
         : Effect.interrupt
     })
 
@@ -1101,8 +1109,7 @@ export const make = Effect.fnUntraced(function*(
     entry.outcome ?? (entry.produced = outcomeOf(entry, exit))
 
   /** The limiter has been told of the end: now everybody is. */
-  const finished = (entry: Entry, outcome: Outcome): void => {
-    const at = now()
+  const finished = (entry: Entry, outcome: Outcome, at: number): void => {
     running.delete(entry)
     exempt.delete(entry)
     entry.fiber = entry.span = undefined
@@ -1125,11 +1132,12 @@ export const make = Effect.fnUntraced(function*(
       begin(finishSlowly(entry, exit, usage), fork)
       return
     }
-    gate?.answered(entry, true, now())
+    const at = now()
+    gate?.answered(entry, true, at)
     const outcome = outcomeFor(entry, exit)
-    const settlement = immediate.finish(entry.reservation!, usage, returnsPermit(entry))
+    const settlement = immediate.finish(entry.reservation!, usage, returnsPermit(entry), at)
     if (usage !== undefined) settled(entry, usage, settlement!)
-    finished(entry, outcome)
+    finished(entry, outcome, at)
   }
 
   const finishSlowly = function*(
@@ -1159,7 +1167,7 @@ export const make = Effect.fnUntraced(function*(
     } else if (usage !== undefined) yield* survive(() => settle(entry, usage))
     yield* survive(() => limiter.complete(entry.reservation!))
     if (returnsPermit(entry)) yield* survive(() => limiter.releasePermit)
-    finished(entry, outcome)
+    finished(entry, outcome, now())
   }
 
   const dispatch = (entry: Entry, reservation: RateLimiter.Reservation) => {
@@ -1181,12 +1189,13 @@ export const make = Effect.fnUntraced(function*(
     }
     changed(entry)
     admitSuspended()
-    let inner = Context.add(context, CurrentEntry, entry)
+    const scope = Scope.makeUnsafe()
+    let inner = Context.add(Context.add(context, CurrentEntry, entry), Scope.Scope, scope)
     if (entry.context !== requestContext.none) {
       inner = Context.add(inner, requestContext.CurrentRequestContext, entry.context)
     }
     if (entry.span !== undefined) inner = Context.add(inner, Tracer.ParentSpan, entry.span)
-    Effect.runForkWith(inner)(attempt(entry, request)).addObserver((exit) => finish(entry, exit))
+    Effect.runForkWith(inner)(attempt(entry, request, scope)).addObserver((exit) => finish(entry, exit))
   }
 
   // ---------------------------------------------------------------------------------------------------------------
@@ -1294,7 +1303,7 @@ export const make = Effect.fnUntraced(function*(
   ): Step<RateLimiter.Admission> {
     return immediate === undefined
       ? yield* waitFor(limiter.admit(cost, permit, options))
-      : immediate.admit(cost, permit, options)
+      : immediate.admit(cost, permit, options, now())
   }
 
   /** Whether only the tenant of a request is kept back. */
@@ -1418,24 +1427,24 @@ export const make = Effect.fnUntraced(function*(
    * and admitted at once: there nothing is allocated but what they keep.
    */
   const admitSome = function*(): Step<number> {
-    for (let i = 0; i < admissionsAtOnce; i++) {
+    const most = immediate === undefined ? 1 : admissionsAtOnce
+    isAdmitting = true
+    for (let i = 0; i < most; i++) {
       drainIntake()
-      const delay = Math.min(
-        resumeDelayed(),
-        scheduler.isHolding ? scheduler.resume(now()) - now() : Number.POSITIVE_INFINITY
-      )
+      const at = now()
+      const delay = Math.min(resumeDelayed(), scheduler.isHolding ? scheduler.resume(at) - at : Number.POSITIVE_INFINITY)
       const answer = nested.size === 0 ? undefined : yield* admitNested()
       let wait = answer === undefined ? Number.POSITIVE_INFINITY : answer.wait
       if (answer === undefined || !answer.isFinal) {
         const head = isPaused && state === "open" ? undefined : scheduler.peek()
-        const gateWait = head === undefined || gate === undefined ? 0 : gate.wait(now(), running.size)
+        const gateWait = head === undefined || gate === undefined ? 0 : gate.wait(at, running.size)
         if (gateWait > 0) {
           wait = Math.min(wait, gateWait)
         } else if (head !== undefined) {
           const { changes } = scheduler
           const admission = immediate === undefined
             ? yield* waitFor(limiter.admit(head.cost, true, head))
-            : immediate.admit(head.cost, true, head)
+            : immediate.admit(head.cost, true, head, at)
           if (admission._tag === "Admitted") {
             if (!use(head, admission.reservation)) yield* waitFor(limiter.giveBack(admission.reservation, true))
             continue
@@ -1444,8 +1453,12 @@ export const make = Effect.fnUntraced(function*(
         }
       }
       wait = Math.min(wait, delay)
-      if (wait > 0 && Queue.sizeUnsafe(intake) === 0) return wait
+      if (wait > 0 && !woken && Queue.sizeUnsafe(intake) === 0) {
+        isAdmitting = false
+        return wait
+      }
     }
+    isAdmitting = false
     return 0
   }
 
