@@ -65,17 +65,14 @@ export const isAboutConcurrency = ({ types }: RateLimiter.Refusal): boolean =>
   types.length > 0 && types.every((type) => type === "concurrent")
 
 /** What one reservation is charged by one limit. */
-export interface Charged {
-  /** Net of what is known. */
-  amount: number
-  readonly mark: meters.Sent
+export interface Charged extends meters.Sent {
   isDated: boolean
   /** When it was sent, and what had been sent by then, itself included. */
   readonly at: number
   readonly sent: number
   /** What would be left after it if nobody else used the limit, of the capacity at that time. */
   expected: number
-  readonly capacity: number
+  capacity: number
   /** `lowered` at that time. */
   readonly lowered: number
   landed: boolean
@@ -295,28 +292,36 @@ export class LimitState {
     const expected = meter.available(now) - held
     return (own, source, now) => {
       if (source === undefined) return undefined
-      const { amount, isDated, isKnown, mark } = source
-      let sent: meters.Sent = { amount, counted: undefined, paced: [] }
-      if (isDated && (history.isAnonymous || mark.least !== undefined)) {
-        sent = { ...meter.charge(0, now), amount, paced: [], least: amount }
-      } else if (isDated) {
-        const index = history.find(mark.counted![0]!)
-        const found = index === undefined ? undefined : replayed[index]
-        if (found === undefined) {
-          if (!source.isKnown) this.unsettled -= amount
-          return undefined
-        }
-        sent = meter.part(found, amount)
-      }
+      const { amount, isDated, isKnown } = source
       const charged: Charged = {
         ...(own ?? source),
         amount,
+        counted: undefined,
+        alsoCounted: meters.none,
+        paced: meters.none,
+        least: undefined,
         isDated,
         isKnown,
-        mark: sent,
         expected,
         capacity,
         lowered
+      }
+      if (isDated && (history.isAnonymous || source.least !== undefined)) {
+        charged.amount = 0
+        meter.send(charged, now)
+        meter.date(charged, now)
+        charged.amount = charged.least = amount
+        charged.paced = meters.none
+      } else if (isDated) {
+        const index = history.find(source.counted!)
+        const found = index === undefined ? undefined : replayed[index]
+        if (found === undefined) {
+          if (!isKnown) this.unsettled -= amount
+          return undefined
+        }
+        const [first, ...others] = meter.part(found, amount)
+        charged.counted = first
+        charged.alsoCounted = others
       }
       if (own !== undefined && own === this.probe) this.probe = charged
       return charged
@@ -382,25 +387,30 @@ export class LimitState {
   }
 
   take(amount: number, now: number): Charged {
-    const mark = this.meter.send(amount, now)
-    if (this.mayShrink) this.unsettled += amount
+    const { mayShrink, sent } = this
+    if (mayShrink) this.unsettled += amount
     const isDated = this.limit.chargedAt === "dispatch"
-    if (isDated) this.meter.date(mark, now)
-    else this.held += amount
-    const expected = this.available(now) - this.held
-    this.sent.add(now, amount)
+    sent.add(now, amount)
     const charged: Charged = {
       amount,
-      mark,
+      counted: undefined,
+      alsoCounted: meters.none,
+      paced: meters.none,
+      least: undefined,
       isDated,
       at: now,
-      sent: this.sent.total,
-      expected,
-      capacity: this.meter.capacity,
+      sent: sent.total,
+      expected: 0,
+      capacity: 0,
       lowered: this.lowered,
       landed: false,
-      isKnown: !this.mayShrink
+      isKnown: !mayShrink
     }
+    this.meter.send(charged, now)
+    if (isDated) this.meter.date(charged, now)
+    else this.held += amount
+    charged.expected = this.available(now) - this.held
+    charged.capacity = this.meter.capacity
     if (this.awaitsProbe) {
       this.awaitsProbe = false
       this.probe = charged
@@ -420,15 +430,12 @@ export class LimitState {
       this.raise(ours, now)
     }
     if (!charged.isDated) {
-      this.meter.adjust(charged.mark, by, now)
-      charged.amount += by
+      this.meter.adjust(charged, by, now)
       this.held += by
       if (chargedAt === "production") this.date(charged, now)
       return true
     }
-    if (!this.meter.adjust(charged.mark, by, now)) return false
-    charged.amount += by
-    return true
+    return this.meter.adjust(charged, by, now)
   }
 
   /** The request has ended: dates its charge if it has no date, and knows that the provider has counted it. */
@@ -442,9 +449,10 @@ export class LimitState {
   giveBack(charged: Charged, now: number): void {
     this.know(charged)
     this.probedUntil = Number.NEGATIVE_INFINITY
-    if (!charged.isDated) this.held -= charged.amount
-    this.meter.adjust(charged.mark, -charged.amount, now)
-    charged.expected += charged.amount
+    const { amount } = charged
+    if (!charged.isDated) this.held -= amount
+    this.meter.adjust(charged, -amount, now)
+    charged.expected += amount
     charged.amount = 0
   }
 
@@ -667,14 +675,14 @@ export class LimitState {
   private date(charged: Charged, now: number): void {
     this.held -= charged.amount
     charged.isDated = true
-    this.meter.date(charged.mark, now)
+    this.meter.date(charged, now)
   }
 
   private count(charged: Charged, now: number): void {
     if (!charged.isDated) this.date(charged, now)
     if (charged.landed) return
     charged.landed = true
-    this.meter.landed(charged.mark, now)
+    this.meter.landed(charged, now)
   }
 
   /** The provider has told how things stand: the caution of a start is over. */

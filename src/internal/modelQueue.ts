@@ -941,7 +941,11 @@ export const make = Effect.fnUntraced(function*(
   }
 
   /** What `Effect.scoped` does, but that the scope comes with the fiber. */
-  const attempt = (entry: Entry, request: AnyRequest, scope: Scope.Closeable): Effect.Effect<unknown, ProcessorFailure> =>
+  const attempt = (
+    entry: Entry,
+    request: AnyRequest,
+    scope: Scope.Closeable
+  ): Effect.Effect<unknown, ProcessorFailure> =>
     Effect.withFiber((fiber) => {
       entry.fiber = fiber
       return entry.outcome === undefined
@@ -1432,7 +1436,10 @@ export const make = Effect.fnUntraced(function*(
     for (let i = 0; i < most; i++) {
       drainIntake()
       const at = now()
-      const delay = Math.min(resumeDelayed(), scheduler.isHolding ? scheduler.resume(at) - at : Number.POSITIVE_INFINITY)
+      const delay = Math.min(
+        resumeDelayed(),
+        scheduler.isHolding ? scheduler.resume(at) - at : Number.POSITIVE_INFINITY
+      )
       const answer = nested.size === 0 ? undefined : yield* admitNested()
       let wait = answer === undefined ? Number.POSITIVE_INFINITY : answer.wait
       if (answer === undefined || !answer.isFinal) {

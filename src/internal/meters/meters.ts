@@ -9,17 +9,23 @@ import { SlidingMeter } from "./slidingMeter.ts"
 
 /** What a limit charges for one request. */
 export interface Sent {
+  /** Net of what is known. */
   amount: number
-  /** Of the meters that count; `undefined` until the charge has a date. */
-  counted: ReadonlyArray<Mark> | undefined
+  /** Of the first meter that counts, which mostly is the only one; `undefined` until the charge has a date. */
+  counted: Mark | undefined
+  /** Of the others that count. */
+  alsoCounted: ReadonlyArray<Mark>
   /** Of the meters that only spread requests, which it meets when it is sent. */
-  readonly paced: ReadonlyArray<Mark>
+  paced: ReadonlyArray<Mark>
   /**
    * Where a charge was carried over from a bucket: this much of it counts at dates of which nothing is known, and cannot
    * be given back.
    */
-  readonly least?: number | undefined
+  least: number | undefined
 }
+
+/** In place of an empty list in every charge. */
+export const none: ReadonlyArray<never> = []
 
 /**
  * A limit: something fits when it fits all of its meters. What is used, and what a provider says, is about the first
@@ -32,11 +38,9 @@ export interface LimitMeter extends Omit<Meter, "charge" | "adjust" | "landed" |
   /** The least that any of its meters lets through at once. */
   readonly atOnce: number
   /** A charge without a date: it only spreads what follows. */
-  send(amount: number, now: number): Sent
+  send(sent: Sent, now: number): void
   /** Gives a charge its date. */
   date(sent: Sent, now: number): void
-  /** `send` and `date`. */
-  charge(amount: number, now: number): Sent
   landed(sent: Sent, now: number): void
   /** Changes a charge. `false` when it no longer matters. */
   adjust(sent: Sent, by: number, now: number): boolean
@@ -48,10 +52,10 @@ export interface LimitMeter extends Omit<Meter, "charge" | "adjust" | "landed" |
   history(now: number): History
   /** When what it remembers began. */
   since(now: number): number
-  /** A charge that another meter remembers. */
-  replay(entry: Remembered, now: number): Sent
-  /** One of the charges that were replayed together, of `amount`: it changes for itself, and spreads nothing. */
-  part(sent: Sent, amount: number): Sent
+  /** What another meter remembers: a mark of each that counts. */
+  replay(entry: Remembered, now: number): ReadonlyArray<Mark>
+  /** The marks of one of the charges that were replayed together, of `amount`: it changes for itself. */
+  part(all: ReadonlyArray<Mark>, amount: number): ReadonlyArray<Mark>
   /**
    * At most `unseen` of what others have been seen to use has ended since: the rest, which is returned, is so still.
    * Windows only.
@@ -70,8 +74,6 @@ export const isSameShape = (a: RateLimiter.Limit, b: RateLimiter.Limit): boolean
     || (a.timePeriod === b.timePeriod && a.margin === b.margin
       && (a.algorithm !== "fixedWindow" || a.timeZone === b.timeZone))
   )
-
-const none: ReadonlyArray<never> = []
 
 const unpaced = { margin: () => 0, headroom: () => 0 }
 
@@ -228,26 +230,18 @@ class All implements LimitMeter {
     return at
   }
 
-  send(amount: number, now: number): Sent {
-    if (this.pacing.length > 0) this.widen(amount, now)
-    return {
-      amount,
-      counted: undefined,
-      paced: this.pacing.length === 0 ? none : this.pacing.map((meter) => meter.charge(amount, now))
-    }
+  send(sent: Sent, now: number): void {
+    if (this.pacing.length === 0) return
+    const { amount } = sent
+    this.widen(amount, now)
+    sent.paced = this.pacing.map((meter) => meter.charge(amount, now))
   }
 
   date(sent: Sent, now: number): void {
-    this.log?.add(sent.amount, now)
-    sent.counted = this.counting.length === 1
-      ? [this.counting[0].charge(sent.amount, now)]
-      : this.counting.map((meter) => meter.charge(sent.amount, now))
-  }
-
-  charge(amount: number, now: number): Sent {
-    const sent = this.send(amount, now)
-    this.date(sent, now)
-    return sent
+    const { amount } = sent
+    this.log?.add(amount, now)
+    sent.counted = this.counting[0].charge(amount, now)
+    if (this.counting.length > 1) sent.alsoCounted = this.counting.slice(1).map((meter) => meter.charge(amount, now))
   }
 
   history(now: number): History {
@@ -262,35 +256,35 @@ class All implements LimitMeter {
     return own instanceof FixedMeter ? own.since(now) : this.log?.since ?? now
   }
 
-  replay(entry: Remembered, now: number): Sent {
+  replay(entry: Remembered, now: number): ReadonlyArray<Mark> {
     this.log?.add(entry.amount, entry.at)
-    return {
-      amount: entry.amount,
-      counted: this.counting.map((meter) => meter.replay(entry, now)),
-      paced: this.pacing.map((meter) => meter.replay(entry, now))
-    }
+    for (const meter of this.pacing) meter.replay(entry, now)
+    return this.counting.map((meter) => meter.replay(entry, now))
   }
 
-  part({ counted }: Sent, amount: number): Sent {
-    return { amount, counted: counted?.map((mark, index) => this.counting[index]!.part(mark, amount)), paced: none }
+  part(all: ReadonlyArray<Mark>, amount: number): ReadonlyArray<Mark> {
+    return all.map((mark, index) => this.counting[index]!.part(mark, amount))
   }
 
-  landed({ counted = [], paced }: Sent, now: number): void {
-    for (let i = 0; i < counted.length; i++) this.counting[i]!.landed(counted[i]!, now)
+  landed({ alsoCounted, counted, paced }: Sent, now: number): void {
+    if (counted !== undefined) this.counting[0].landed(counted, now)
+    for (let i = 0; i < alsoCounted.length; i++) this.counting[i + 1]!.landed(alsoCounted[i]!, now)
     for (let i = 0; i < paced.length; i++) this.pacing[i]!.landed(paced[i]!, now)
   }
 
   adjust(sent: Sent, change: number, now: number): boolean {
-    const { counted, least, paced } = sent
+    const { alsoCounted, counted, least, paced } = sent
     const by = least === undefined ? change : Math.max(change, least - sent.amount)
-    let changed = counted === undefined
-    sent.amount += by
     for (let i = 0; i < paced.length; i++) this.pacing[i]!.adjust(paced[i]!, by, now)
-    if (counted === undefined) return changed
-    if (by > 0) this.log?.add(by, now)
-    for (let i = 0; i < counted.length; i++) {
-      if (this.counting[i]!.adjust(counted[i]!, by, now)) changed = true
+    let changed = true
+    if (counted !== undefined) {
+      if (by > 0) this.log?.add(by, now)
+      changed = this.counting[0].adjust(counted, by, now)
+      for (let i = 0; i < alsoCounted.length; i++) {
+        if (this.counting[i + 1]!.adjust(alsoCounted[i]!, by, now)) changed = true
+      }
     }
+    if (changed) sent.amount += by
     return changed
   }
 

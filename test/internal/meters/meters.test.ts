@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import type { RateLimiter } from "effect-llm-queue"
-import { make } from "../../../src/internal/meters/meters.ts"
+import { make, none, type Sent } from "../../../src/internal/meters/meters.ts"
 
 const limit = (options: Partial<RateLimiter.Limit>): RateLimiter.Limit => ({
   type: "tpm",
@@ -28,7 +28,17 @@ const limit = (options: Partial<RateLimiter.Limit>): RateLimiter.Limit => ({
   ...options
 })
 
-const meter = (options: Partial<RateLimiter.Limit>, wall: () => number = () => 0) => make(limit(options), wall, 0)
+const meter = (options: Partial<RateLimiter.Limit>, wall: () => number = () => 0) => {
+  const meter = make(limit(options), wall, 0)
+  return Object.assign(meter, {
+    charge: (amount: number, now: number): Sent => {
+      const sent: Sent = { amount, counted: undefined, alsoCounted: none, paced: none, least: undefined }
+      meter.send(sent, now)
+      meter.date(sent, now)
+      return sent
+    }
+  })
+}
 
 describe("meters", () => {
   it("a sliding window counts for its period and its margin", () => {
