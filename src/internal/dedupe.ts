@@ -18,7 +18,7 @@ import type * as QueueManager from "../QueueManager.ts"
 import * as QueueRequest from "../QueueRequest.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
 import type * as ResultStore from "../ResultStore.ts"
-import * as asked from "./asked.ts"
+import { ask as askFor, type Asked as Own } from "./asked.ts"
 import {
   type AnyRequest,
   baseOf,
@@ -61,7 +61,7 @@ interface Flight {
 }
 
 /** What a request asks, and when. */
-interface Asked extends asked.Asked {
+interface Asked extends Own {
   /** Wall clock, and monotonic. */
   readonly createdAt: number
   readonly submittedAt: number
@@ -286,7 +286,7 @@ export const make = (
         timeout: Duration.infinity,
         deadline: undefined
       })
-      const accept = queue.accept(call, (entry) => {
+      const accept = queue.accept(call, undefined, (entry) => {
         flight.call = entry
         flightOf.set(entry, flight)
         // It belongs to nobody: who asked first may leave. Who waits for it lends it a permit as long as it waits.
@@ -342,7 +342,7 @@ export const make = (
   ): Asked | QueueError.InvalidRequest | QueueError.QueueTimeout => {
     const problems: Array<string> = []
     const createdAt = clock.currentTimeMillisUnsafe()
-    const wanted = asked.ask(config, request, context, createdAt, problems)
+    const wanted = askFor(config, request, context, createdAt, problems)
     if (problems.length > 0) return invalid(request.id, ...problems)
     const mine: Asked = { ...wanted, createdAt, submittedAt: now() }
     return mine.timeout > 0 ? mine : late(request.id, mine)
@@ -602,7 +602,7 @@ export const make = (
 
   return {
     ...queue,
-    submit: (request) =>
+    submit: (request, fiber) =>
       mayBeShared(request)
         ? keyed(request, queue.submit, (response) =>
           response, (sharer, current, restore) =>
@@ -612,8 +612,8 @@ export const make = (
             Effect.onInterrupt(() => Effect.sync(() => leave(sharer, cancelled(sharer)))),
             Effect.ensuring(Effect.sync(() => stopWaiting(sharer.flight, current)))
           ))
-        : queue.submit(request),
-    accept: (request) =>
+        : queue.submit(request, fiber),
+    accept: (request, fiber) =>
       mayBeShared(request)
         ? Effect.mapError(
           keyed(
@@ -643,7 +643,7 @@ export const make = (
           // Whatever it fails with fails its acceptance.
           (error) => error as QueueError.AcceptError
         )
-        : queue.accept(request),
+        : queue.accept(request, fiber),
     awaitCompletion: (id) =>
       Effect.withFiber((fiber) => {
         const sharer = find(id)

@@ -240,13 +240,14 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
     Effect.withFiber((fiber): Effect.Effect<Snapshot, Failure> => {
       const queue = queues.get(idOf(request.model))
       if (queue === undefined) return notRegistered(request.model)
+      // The native tracer shows its spans to nobody.
+      if (fiber.getRef(Tracer.Tracer) === Tracer.nativeTracer) {
+        return request.waitForCompletion ? queue.submit(request, fiber) : queue.accept(request, fiber)
+      }
       const submission: Effect.Effect<Snapshot, Failure> = request.waitForCompletion
         ? queue.submit(request)
         : queue.accept(request)
-      // The native tracer shows its spans to nobody.
-      return fiber.getRef(Tracer.Tracer) === Tracer.nativeTracer
-        ? submission
-        : Effect.withSpan(submission, "QueueManager.submitRequest")
+      return Effect.withSpan(submission, "QueueManager.submitRequest")
     })
 
   return typed({

@@ -263,8 +263,10 @@ const refuse = (
 // The one place where a reservation handed out by this limiter is read back: callers see it as opaque.
 const own = (reservation: RateLimiter.Reservation): Reservation => reservation as Reservation
 
-/** What a limiter that answers at once is asked for each request. Times are monotonic ones of its clock. */
+/** What a limiter that answers at once is asked for each request. */
 export interface Immediate {
+  /** The monotonic time that the others are told. */
+  readonly now: () => number
   readonly admit: (
     cost: RateLimiter.Cost,
     permit: boolean,
@@ -325,6 +327,7 @@ export const make = Effect.fnUntraced(function*(
   }
 
   const immediate: Immediate = {
+    now,
     admit: (cost, permit, options, at) => {
       if (permit) {
         const free = permits - taken

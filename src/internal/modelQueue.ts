@@ -80,11 +80,15 @@ export interface ModelQueue {
   readonly modelId: string
   /** Closes with the queue. */
   readonly scope: Scope.Scope
-  /** Accepts and waits for the end. */
-  readonly submit: (request: AnyRequest) => Effect.Effect<QueueResponse.Completed<unknown>, Failure>
+  /** Accepts and waits for the end. With the `fiber` that runs the effect at once, it is let in now. */
+  readonly submit: (
+    request: AnyRequest,
+    fiber?: Fiber.Fiber<unknown, unknown>
+  ) => Effect.Effect<QueueResponse.Completed<unknown>, Failure>
   /** Waits for acceptance only. `entered` is called when it is let in, which may be before there is room for it. */
   readonly accept: (
     request: AnyRequest,
+    fiber?: Fiber.Fiber<unknown, unknown>,
     entered?: (entry: Entry) => void
   ) => Effect.Effect<QueueResponse.Pending<unknown, ProcessorFailure>, QueueError.AcceptError>
   readonly awaitCompletion: (
@@ -220,11 +224,11 @@ export const make = Effect.fnUntraced(function*(
   const { modelId } = config
   const context = Context.omit(Tracer.ParentSpan, requestContext.CurrentRequestContext)(yield* Effect.context())
   const clock = yield* Clock.Clock
-  const now = time.monotonic(clock)
   const scope = yield* Scope.make()
   const limiter = yield* limiters.make(modelId, config.limits, config.tenantLimits).pipe(Scope.provide(scope))
   /** `undefined` for a limiter that may take time. */
   const immediate = immediately(limiter)
+  const now = immediate?.now ?? time.monotonic(clock)
   const intake = yield* Queue.unbounded<Entry | typeof wakeUp>()
   const bell = yield* Queue.sliding<void>(1)
   const drained = yield* Deferred.make<void>()
@@ -799,15 +803,16 @@ export const make = Effect.fnUntraced(function*(
   /** Checks a request, asks what has to be asked, and goes on. */
   const admitToQueue = <A, E>(
     request: AnyRequest,
+    fiber: Fiber.Fiber<unknown, unknown> | undefined,
     go: (entry: Entry, submitter: Entry | undefined) => Effect.Effect<A, E>
-  ): Effect.Effect<A, E | QueueError.AcceptError | QueueError.QueueTimeout> =>
-    Effect.withFiber((fiber): Effect.Effect<A, E | QueueError.AcceptError | QueueError.QueueTimeout> => {
-      const entry = prepare(request, fiber)
-      if (!("queue" in entry)) return Effect.fail(entry)
-      const submitter = fiber.getRef(CurrentEntry)
-      const question = asked(entry)
-      return question === undefined ? go(entry, submitter) : Effect.flatMap(question, () => go(entry, submitter))
-    })
+  ): Effect.Effect<A, E | QueueError.AcceptError | QueueError.QueueTimeout> => {
+    if (fiber === undefined) return Effect.withFiber((fiber) => admitToQueue(request, fiber, go))
+    const entry = prepare(request, fiber)
+    if (!("queue" in entry)) return Effect.fail(entry)
+    const submitter = fiber.getRef(CurrentEntry)
+    const question = asked(entry)
+    return question === undefined ? go(entry, submitter) : Effect.flatMap(question, () => go(entry, submitter))
+  }
 
   const doneOf = (entry: Entry): Deferred.Deferred<Entry> => entry.done ??= Deferred.makeUnsafe()
 
@@ -827,18 +832,22 @@ export const make = Effect.fnUntraced(function*(
     entry.outcome !== undefined ? result(entry) : Effect.flatMap(Deferred.await(doneOf(entry)), result)
 
   // Letting a request in, and knowing that its submitter waits for it, is one step that nothing can interrupt.
-  const submit: ModelQueue["submit"] = (request) =>
-    admitToQueue(request, (entry, submitter) =>
-      Effect.callback<QueueResponse.Completed<unknown>, Failure>((resume) => {
-        const refused = enter(entry, submitter)
-        if (refused !== undefined) return resume(Effect.fail(refused))
-        if (entry.outcome !== undefined) return resume(result(entry))
-        entry.ended = () => resume(result(entry))
-        return Effect.sync(() => abort(entry, { status: "cancelled" }))
-      }))
+  const submit: ModelQueue["submit"] = (request, fiber) =>
+    admitToQueue(
+      request,
+      fiber,
+      (entry, submitter) =>
+        Effect.callback<QueueResponse.Completed<unknown>, Failure>((resume) => {
+          const refused = enter(entry, submitter)
+          if (refused !== undefined) return resume(Effect.fail(refused))
+          if (entry.outcome !== undefined) return resume(result(entry))
+          entry.ended = () => resume(result(entry))
+          return Effect.sync(() => abort(entry, { status: "cancelled" }))
+        })
+    )
 
-  const accept: ModelQueue["accept"] = (request, entered) =>
-    admitToQueue(request, (entry, submitter) => {
+  const accept: ModelQueue["accept"] = (request, fiber, entered) =>
+    admitToQueue(request, fiber, (entry, submitter) => {
       const pending = { ...baseOf(entry, entry.submittedAt), status: "pending" as const }
       if (!mustWaitForRoom(entry)) {
         const refused = enter(entry, submitter)
@@ -1141,6 +1150,8 @@ export const make = Effect.fnUntraced(function*(
     const outcome = outcomeFor(entry, exit)
     const settlement = immediate.finish(entry.reservation!, usage, returnsPermit(entry), at)
     if (usage !== undefined) settled(entry, usage, settlement!)
+    // A further report would say the same, so its charges need not be kept as long as its status.
+    if (settlement === "settled") entry.reservation = undefined
     finished(entry, outcome, at)
   }
 
@@ -1796,6 +1807,7 @@ export const make = Effect.fnUntraced(function*(
           return Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: id, problems: usage }))
         }
         if (entry.reservation === undefined) {
+          if (entry.usage !== undefined) return Effect.succeed("alreadySettled" as const)
           return Effect.fail(
             new QueueError.InvalidRequest({
               modelId,

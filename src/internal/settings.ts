@@ -91,17 +91,18 @@ export const show = (value: unknown): string => {
 /** An id for an error's field, also when it is none. */
 export const nameOf = (id: unknown): string => typeof id === "string" ? id : show(id)
 
-const unsafeCharacters = /[\p{Cc}\u2028\u2029]/u
 const loneSurrogate = /\p{Surrogate}/u
+const unsafeCharacters = /[\p{Cc}\u2028\u2029\p{Surrogate}]/u
 
 /** What is wrong with an id, if anything. */
 export const checkId = (id: unknown): string | undefined => {
   if (typeof id !== "string") return `expected a string, got ${show(id)}`
   if (id.length === 0) return "expected at least one character, got an empty string"
   if (id.length > maxId) return `expected at most ${maxId} characters, got ${id.length}`
-  if (unsafeCharacters.test(id)) return `expected no control characters, got ${show(id)}`
-  if (loneSurrogate.test(id)) return "expected well-formed Unicode, got a lone surrogate"
-  return undefined
+  if (!unsafeCharacters.test(id)) return undefined
+  return loneSurrogate.test(id)
+    ? "expected well-formed Unicode, got a lone surrogate"
+    : `expected no control characters, got ${show(id)}`
 }
 
 const namedHeadStarts: Record<string, number> = { high: 60, normal: 0, low: -60 }
