@@ -100,14 +100,10 @@ export interface Entry {
   /** Where the retry schedule stands. */
   retry: RetryStep | undefined
   endedAt: number | undefined
-  /** It has asked for the closing of its queue, which does not wait for it; but no longer than the deadline. */
-  closesAt: number | undefined
   outcome: Outcome | undefined
   /** What its processor ended in. The limiter is told before the outcome is, and nothing that comes between replaces it. */
   produced: Outcome | undefined
   usage: RateLimiter.Tokens | undefined
-  /** Whether what it used has been learned from. */
-  learned: boolean
   reservation: RateLimiter.Reservation | undefined
   fiber: Fiber.Fiber<unknown, unknown> | undefined
   /** Tells its submitter that it has ended, if that waits. */

@@ -243,8 +243,11 @@ export const make = Effect.fnUntraced(function*(
   const nested = new Set<Entry>()
   const running = new EntrySet()
   const stalled = new Set<() => void>()
-  /** Being processed, but not waited for: they are what asked for the closing. */
-  const exempt = new Set<Entry>()
+  /**
+   * Being processed, but not waited for: they are what asked for the closing, and have until its deadline, which is the
+   * value.
+   */
+  const exempt = new Map<Entry, number>()
   const deadlines = new Heap<Entry>()
   const ended = new EntryList()
   const byDefault = TokenEstimator.learned(config.provider?.profile.estimation).make(modelId)
@@ -509,7 +512,8 @@ export const make = Effect.fnUntraced(function*(
       fail(entry, queueFull(entry.id))
       return
     }
-    if (entry.closesAt !== undefined && at >= entry.closesAt) {
+    const closesAt = exempt.get(entry)
+    if (closesAt !== undefined && at >= closesAt) {
       abort(entry, shutdownOf(entry))
       return
     }
@@ -667,11 +671,9 @@ export const make = Effect.fnUntraced(function*(
       dispatchedAt: undefined,
       retry: undefined,
       endedAt: undefined,
-      closesAt: undefined,
       outcome: undefined,
       produced: undefined,
       usage: undefined,
-      learned: false,
       reservation: undefined,
       fiber: undefined,
       ended: undefined,
@@ -892,9 +894,11 @@ export const make = Effect.fnUntraced(function*(
   }
 
   const settled = (entry: Entry, usage: RateLimiter.Tokens, settlement: RateLimiter.Settlement) => {
-    if (settlement !== "alreadySettled") entry.usage ??= usage
+    if (settlement !== "alreadySettled" && entry.usage === undefined) {
+      entry.usage = usage
+      if (entry.outcome?.status === "completed") learn(entry)
+    }
     scheduler.happened(entry.tenant)
-    if (entry.outcome?.status === "completed") learn(entry)
     wake()
     return settlement
   }
@@ -905,8 +909,7 @@ export const make = Effect.fnUntraced(function*(
   /** What was cut short says nothing about what requests use. */
   const learn = (entry: Entry, at = now()) => {
     const { cost, usage } = entry
-    if (usage === undefined || entry.learned) return
-    entry.learned = true
+    if (usage === undefined) return
     cost.observe?.(usage)
     const duration = (entry.endedAt ?? at) - entry.dispatchedAt!
     for (const { limit, meter } of tokenLimits) {
@@ -1546,9 +1549,10 @@ export const make = Effect.fnUntraced(function*(
       const asking = yield* CurrentEntry
       for (const entry of asking === undefined ? [] : withWaiters([asking])) {
         if (!running.has(entry)) continue
-        exempt.add(entry)
-        entry.closesAt = Math.min(entry.closesAt ?? Number.POSITIVE_INFINITY, now() + options.deadline)
-        setDeadline(entry, Math.min(entry.closesAt, entry.deadline?.key ?? Number.POSITIVE_INFINITY))
+        const closesAt = Math.min(exempt.get(entry) ?? Number.POSITIVE_INFINITY, now() + options.deadline)
+        exempt.set(entry, closesAt)
+        if (entry.outcome !== undefined) continue
+        setDeadline(entry, Math.min(closesAt, entry.deadline?.key ?? Number.POSITIVE_INFINITY))
       }
       stop(options)
       const until = now() + options.deadline

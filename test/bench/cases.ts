@@ -70,11 +70,14 @@ const wakeUp = () => {
       Effect.map(limiters.make(...args), (limiter): RateLimiter.Limiter => ({
         ...limiter,
         admit: (...args) =>
-          Effect.map(limiter.admit(...args), (admission) => {
-            const now = performance.now()
-            if (admission._tag === "Blocked") named.push(now + admission.wait)
-            else if (named.length > 0) late.push(now - named.splice(0).at(-1)!)
-            return admission
+          Effect.suspend(() => {
+            // Before the limiter reads the time: what it names is not earlier than this says.
+            const before = performance.now()
+            return Effect.map(limiter.admit(...args), (admission) => {
+              if (admission._tag === "Blocked") named.push(before + admission.wait)
+              else if (named.length > 0) late.push(performance.now() - named.splice(0).at(-1)!)
+              return admission
+            })
           })
       }))
   }))
