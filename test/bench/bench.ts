@@ -6,8 +6,8 @@
  *     npm run bench -- --only REGEX           cases or sizes whose name matches
  *     npm run bench -- --full                 backlogs of 1,000,000, too
  *     npm run bench -- --repeat N             of each; 5 by default
- *     npm run bench -- --json FILE            the figures
- *     npm run bench -- --baseline [FILE]      compares ratios with test/bench/baseline.json; exits with 1 if one is
+ *     npm run bench -- --json FILE            the figures: an array of { case, subject, metric, unit, median, min, max }
+ *     npm run bench -- --baseline             compares ratios with test/bench/baseline.json; exits with 1 if one is
  *                                             20 % worse
  */
 import { execFileSync } from "node:child_process"
@@ -33,8 +33,9 @@ interface Row {
 const self = fileURLToPath(import.meta.url)
 const thousands = (count: number): string => count.toLocaleString("en-US")
 
-const backlogName = ({ requests, yields }: Shape) =>
+const backlogName = ({ priorities, requests, yields }: Shape) =>
   `backlog of ${thousands(requests)}, ${yields ? "a processor that yields" : "no-op processor"}`
+  + (priorities === 1 ? "" : `, ${priorities} priorities`)
 
 /** In the process of one subject. */
 const measure = async (kind: string, subject: string): Promise<ReadonlyArray<Figure>> => {
@@ -75,16 +76,21 @@ const summarize = (name: string, figures: ReadonlyArray<Figure>): ReadonlyArray<
   })
 }
 
-/** What is better when it is more, or less, beside the first of its case that is not ours. */
-const ratios = (rows: ReadonlyArray<Row>): ReadonlyMap<string, number> =>
-  new Map(rows.flatMap((row) => {
-    const floor = rows.find((other) =>
-      other.case === row.case && other.unit === row.unit && (other.subject.startsWith("floor") || other.subject === "1")
+/** Ours beside each of the others, and with a window's content beside without. */
+const ratios = (rows: ReadonlyArray<Row>): ReadonlyMap<string, { readonly ratio: number; readonly isBetter: number }> =>
+  new Map(
+    rows.filter(({ subject }) => subject === "ours").flatMap((ours) =>
+      rows.flatMap((other) => {
+        if (other === ours || other.case !== ours.case || other.unit !== ours.unit) return []
+        const isPeer = other.subject !== "ours" && other.metric === ours.metric
+        const isEmpty = other.metric.startsWith("with 1 charges")
+        if (!isPeer && !isEmpty) return []
+        const what = isPeer ? `ours / ${other.subject}, ${ours.metric}` : `${ours.metric} / with 1`
+        const ratio = ours.median / other.median
+        return [[`${ours.case}: ${what}`, { ratio, isBetter: ours.unit === "requests/s" ? ratio : 1 / ratio }]]
+      })
     )
-    if (floor === undefined || floor === row) return []
-    const ratio = row.median / floor.median
-    return [[`${row.case}: ${row.subject} / ${floor.subject}`, row.unit === "requests/s" ? ratio : 1 / ratio]]
-  }))
+  )
 
 const shown = (value: number): string =>
   Math.abs(value) >= 1000 ? thousands(Math.round(value)) : value.toFixed(Math.abs(value) >= 10 ? 1 : 3)
@@ -103,24 +109,28 @@ const main = () => {
   const only = new RegExp(options.only)
   const repeat = Number(options.repeat)
   const shapes: ReadonlyArray<Shape> = [
-    ...[1000, 10_000, 100_000, ...(options.full ? [1_000_000] : [])].map((requests) => ({ requests, yields: false })),
-    { requests: 100_000, yields: true }
+    ...[1000, 10_000, 100_000, ...(options.full ? [1_000_000] : [])].flatMap((requests) =>
+      [1, 10].map((priorities) => ({ requests, priorities, yields: false }))
+    ),
+    { requests: 100_000, priorities: 1, yields: true }
   ]
   const jobs = [
     ...shapes.map((shape) => ({
       name: backlogName(shape),
       kind: JSON.stringify(shape),
-      subjects: subjects.filter(({ most }) => most >= shape.requests).map(({ name }) => name)
+      parts: subjects
+        .filter(({ most, mostByPriority = 0 }) => (shape.priorities === 1 ? most : mostByPriority) >= shape.requests)
+        .map(({ name }) => name)
     })),
-    ...cases.map(({ name, subjects }) => ({ name, kind: name, subjects })),
-    { name: "size", kind: "size", subjects: ["ours"] }
+    ...cases.map(({ name, parts }) => ({ name, kind: name, parts })),
+    { name: "size", kind: "size", parts: ["ours"] }
   ].filter(({ name }) => only.test(name))
   console.log(`Node ${version}, ${cpus().length} × ${cpus()[0]?.model}, ${repeat} repetitions, one process each`)
   const rows: Array<Row> = []
-  for (const { kind, name, subjects } of jobs) {
+  for (const { kind, name, parts } of jobs) {
     const figures: Array<Figure> = []
     for (let i = 0; i < (kind === "size" ? 1 : repeat); i++) {
-      for (const subject of i % 2 === 0 ? subjects : subjects.toReversed()) figures.push(...apart(kind, subject))
+      for (const part of i % 2 === 0 ? parts : parts.toReversed()) figures.push(...apart(kind, part))
     }
     const found = summarize(name, figures)
     rows.push(...found)
@@ -135,15 +145,15 @@ const main = () => {
         unit
       }))
     )
-    for (const [what, ratio] of ratios(found)) console.log(`${what.slice(name.length + 2)}: ${ratio.toFixed(2)}`)
+    for (const [what, { ratio }] of ratios(found)) console.log(`${what.slice(name.length + 2)}: ${ratio.toFixed(2)}`)
   }
   if (options.json !== undefined) writeFileSync(options.json, JSON.stringify(rows, null, 2))
   if (!options.baseline) return true
   const file = fileURLToPath(new URL("baseline.json", import.meta.url))
-  const before = existsSync(file) ? ratios(JSON.parse(readFileSync(file, "utf8")) as ReadonlyArray<Row>) : new Map()
-  const worse = Array.from(ratios(rows)).filter(([what, ratio]) => ratio < 0.8 * (before.get(what) ?? 0))
-  for (const [what, ratio] of worse) {
-    console.log(`WORSE ${what}: ${ratio.toFixed(2)}, was ${before.get(what)?.toFixed(2)}`)
+  const before = ratios(existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) as ReadonlyArray<Row> : [])
+  const worse = Array.from(ratios(rows)).filter(([what, now]) => now.isBetter < 0.8 * (before.get(what)?.isBetter ?? 0))
+  for (const [what, { ratio }] of worse) {
+    console.log(`WORSE ${what}: ${ratio.toFixed(2)}, was ${before.get(what)?.ratio.toFixed(2)}`)
   }
   return worse.length === 0
 }

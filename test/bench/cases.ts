@@ -17,8 +17,9 @@ export interface Figure {
 
 export interface Case {
   readonly name: string
-  readonly subjects: ReadonlyArray<string>
-  readonly run: (subject: string) => Promise<ReadonlyArray<Figure>>
+  /** What is measured apart from each other: subjects, or the same one under different conditions. */
+  readonly parts: ReadonlyArray<string>
+  readonly run: (part: string) => Promise<ReadonlyArray<Figure>>
 }
 
 const promise = <A, E>(effect: Effect.Effect<A, E, Scope.Scope | QueueManager.QueueManager>): Promise<A> =>
@@ -235,7 +236,7 @@ const steady = () =>
 export const cases: ReadonlyArray<Case> = [
   {
     name: "idle",
-    subjects: ["ours"],
+    parts: ["ours"],
     run: async (subject) => {
       const [starts, ends] = await idle()
       return ([["start", starts], ["result", ends]] as const).flatMap(([what, values]) =>
@@ -250,11 +251,11 @@ export const cases: ReadonlyArray<Case> = [
   },
   {
     name: "wake-up",
-    subjects: ["ours"],
+    parts: ["ours"],
     run: async () => {
       const [late, timers] = await wakeUp()
       return [
-        { subject: "ours", metric: "earliest", unit: "ms", value: Math.min(...late) },
+        { subject: "ours", metric: "late, least", unit: "ms", value: Math.min(...late) },
         { subject: "ours", metric: "late, p99", unit: "ms", value: quantile(late, 0.99) },
         { subject: "setTimeout", metric: "late, p99", unit: "ms", value: quantile(timers, 0.99) }
       ]
@@ -262,37 +263,36 @@ export const cases: ReadonlyArray<Case> = [
   },
   {
     name: "steady flow, 2,000 a second",
-    subjects: ["ours"],
+    parts: ["ours"],
     run: async (subject) => [{ subject, metric: "CPU for each", unit: "µs", value: await steady() }]
   },
   {
     name: "1,000 models with one request each",
-    subjects: ["ours"],
+    parts: ["ours"],
     run: async (subject) => [{ subject, metric: "all", unit: "ms", value: await manyModels() }]
   },
   {
-    name: "heap for each queued request",
-    subjects: ["floor, waiting", "ours, fire-and-forget", "ours, waiting"],
-    run: async (subject) => [{
-      subject,
-      metric: "heap",
-      unit: "bytes",
-      value: await (subject === "floor, waiting" ? waitingFiber() : queued(subject === "ours, waiting"))
-    }]
+    name: "heap for a queued request",
+    parts: ["fire-and-forget", "waiting", "floor"],
+    run: async (part) => [
+      part === "floor"
+        ? { subject: "floor", metric: "waiting", unit: "bytes", value: await waitingFiber() }
+        : { subject: "ours", metric: part, unit: "bytes", value: await queued(part === "waiting") }
+    ]
   },
   {
     name: "1,000,000 requests through retention",
-    subjects: ["ours"],
+    parts: ["ours"],
     run: async (subject) => [{ subject, metric: "heap left", unit: "bytes", value: await retention() }]
   },
   {
-    name: "admission beside what the windows hold",
-    subjects: ["1", "1,000", "100,000", "1,000,000"],
-    run: async (subject) => [{
-      subject,
-      metric: "admission",
+    name: "admission",
+    parts: ["1", "1,000", "100,000", "1,000,000"],
+    run: async (content) => [{
+      subject: "ours",
+      metric: `with ${content} charges in each window`,
       unit: "µs",
-      value: await admission(Number(subject.replaceAll(",", "")))
+      value: await admission(Number(content.replaceAll(",", "")))
     }]
   }
 ]

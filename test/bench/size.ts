@@ -47,6 +47,11 @@ export const size = async (): Promise<ReadonlyArray<Figure>> => {
       unit: "bytes",
       value: await bundled([/^effect/])
     },
-    { subject: `ours with effect ${version}`, metric: "minified and gzipped", unit: "bytes", value: await bundled([]) }
+    {
+      subject: "ours",
+      metric: `minified and gzipped, with effect ${version}`,
+      unit: "bytes",
+      value: await bundled([])
+    }
   ]
 }

@@ -13,19 +13,22 @@ export interface Shape {
   readonly requests: number
   /** Whether the processor gives other fibers their turn; else it is done at once. */
   readonly yields: boolean
+  /** How many priorities they have, by turns. */
+  readonly priorities: number
 }
 
 export interface Subject {
   readonly name: string
   /** More would take minutes. */
   readonly most: number
+  /** The same with priorities, if it knows any. */
+  readonly mostByPriority?: number
   readonly run: (shape: Shape) => Promise<number>
 }
 
 const concurrency = 100
 /** A limit that never binds. */
 const unlimited = 1_000_000_000
-const priorities = 10
 
 const promise = (effect: Effect.Effect<number, unknown, Scope.Scope>): Promise<number> =>
   Effect.runPromise(Effect.scoped(effect))
@@ -79,7 +82,7 @@ export const request = { ...estimates, waitForCompletion: false } as const
 export const usage = { inputTokens: 10, outputTokens: 5 }
 export const Manager = Layer.fresh(QueueManager.layer)
 
-const ours = (levels: number) => ({ requests, yields }: Shape) =>
+const ours = ({ priorities, requests, yields }: Shape) =>
   promise(
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager
@@ -95,7 +98,7 @@ const ours = (levels: number) => ({ requests, yields }: Shape) =>
       for (let i = 0; i < requests; i++) {
         yield* manager.submitRequest(QueueRequest.make(
           Model,
-          levels === 1 ? { ...request, params: i } : { ...request, params: i, priority: 60 * (i % levels) }
+          priorities === 1 ? { ...request, params: i } : { ...request, params: i, priority: 60 * (i % priorities) }
         ))
       }
       yield* Deferred.await(last)
@@ -113,12 +116,13 @@ const task = ({ yields }: Shape, one: () => void) =>
     // oxlint-disable-next-line typescript/require-await -- it is what these libraries are given
     : async () => one()
 
-const pQueue = (levels: number) => async (shape: Shape): Promise<number> => {
+const pQueue = async (shape: Shape): Promise<number> => {
+  const { priorities } = shape
   const queue = new PQueue({ concurrency, interval: 60_000, intervalCap: unlimited })
   const { end, one } = countdown(shape.requests)
   const run = task(shape, one)
   const started = performance.now()
-  for (let i = 0; i < shape.requests; i++) void queue.add(run, levels === 1 ? {} : { priority: i % levels })
+  for (let i = 0; i < shape.requests; i++) void queue.add(run, priorities === 1 ? {} : { priority: i % priorities })
   await end
   return performance.now() - started
 }
@@ -168,10 +172,8 @@ const effectLimiter = ({ requests, yields }: Shape) =>
 
 export const subjects: ReadonlyArray<Subject> = [
   { name: "floor", most: 1_000_000, run: floor },
-  { name: "ours", most: 1_000_000, run: ours(1) },
-  { name: "ours, 10 priorities", most: 1_000_000, run: ours(priorities) },
-  { name: "p-queue", most: 1_000_000, run: pQueue(1) },
-  { name: "p-queue, 10 priorities", most: 100_000, run: pQueue(priorities) },
+  { name: "ours", most: 1_000_000, mostByPriority: 1_000_000, run: ours },
+  { name: "p-queue", most: 1_000_000, mostByPriority: 100_000, run: pQueue },
   { name: "bottleneck", most: 10_000, run: bottleneck },
   { name: "limiter", most: 100_000, run: limiter },
   { name: "effect", most: 100_000, run: effectLimiter }
