@@ -5,7 +5,6 @@
  *
  * @since 0.1.0
  */
-import type * as AiError from "effect/ai/AiError"
 import * as AiEmbeddingModel from "effect/ai/EmbeddingModel"
 import * as Tokenizer from "effect/ai/Tokenizer"
 import * as Context from "effect/Context"
@@ -14,7 +13,9 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import * as calls from "./internal/ai/calls.ts"
+import * as errors from "./internal/ai/errors.ts"
+import { resolve } from "./internal/ai/model.ts"
+import * as calls from "./internal/calls.ts"
 import { measure } from "./internal/tokenEstimator.ts"
 import type * as ModelConfig from "./ModelConfig.ts"
 import type * as QueueError from "./QueueError.ts"
@@ -57,7 +58,7 @@ export type Options =
 const mostInputs = 2048
 const shareOfLimit = 0.25
 
-const smallestLimit = ({ rateLimiters }: Options): number =>
+const smallestLimit = (rateLimiters: Options["rateLimiters"]): number =>
   (Array.isArray(rateLimiters) ? rateLimiters : []).reduce(
     (least: number, { limit, type }) =>
       type === "tpm" || type === "itpm" || type === "tpd" ? Math.min(least, limit) : least,
@@ -102,7 +103,7 @@ const usage = (element: unknown): ModelConfig.Usage | undefined => {
  * @since 0.1.0
  */
 export const make = Effect.fnUntraced(function*(
-  { maxInputs = mostInputs, maxTokens, ...options }: Options
+  { maxInputs = mostInputs, maxTokens, modelId: given, request, ...options }: Options
 ): Effect.fn.Return<
   AiEmbeddingModel.EmbeddingModel,
   QueueError.RegisterError,
@@ -110,8 +111,9 @@ export const make = Effect.fnUntraced(function*(
 > {
   const model = yield* AiEmbeddingModel.EmbeddingModel
   const ownTokenizer = yield* Effect.serviceOption(Tokenizer.Tokenizer)
-  const queue = yield* calls.make<Call>(options, usage)
-  const mostTokens = maxTokens ?? smallestLimit(options) * shareOfLimit
+  const { modelId, provider } = yield* resolve({ ...options, modelId: given })
+  const queue = yield* calls.make<Call>(modelId, { ...options, provider }, usage, errors.isProviders)
+  const mostTokens = maxTokens ?? smallestLimit(options.rateLimiters) * shareOfLimit
 
   /** Exact with a tokenizer. One that fails is not needed. */
   const counted = (text: string): Effect.Effect<Input> =>
@@ -132,13 +134,13 @@ export const make = Effect.fnUntraced(function*(
     const estimatedInputTokens = inputs.every(({ isExact }) => isExact)
       ? inputs.reduce((sum, { tokens }) => sum + tokens, 0)
       : undefined
-    return queue.effect<AiEmbeddingModel.EmbedManyResponse, AiError.AiError, never>({
-      method: "embedMany",
+    return queue.effect({
       params: { text },
-      options: { estimatedOutputTokens: 0, estimatedInputTokens },
+      options: { ...request?.({ text }), estimatedOutputTokens: 0, estimatedInputTokens },
       // A service may begin its work when it is asked, not when the effect is run.
       stream: Stream.suspend(() => Stream.fromEffect(model.embedMany(text))),
-      hasActed: () => false
+      hasActed: () => false,
+      toError: (error, wall) => errors.toAiError(error, "embedMany", wall)
     })
   }
 

@@ -18,9 +18,10 @@ import * as Option from "effect/Option"
 import type * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
-import * as calls from "./internal/ai/calls.ts"
 import * as errors from "./internal/ai/errors.ts"
+import { resolve } from "./internal/ai/model.ts"
 import * as prompts from "./internal/ai/prompt.ts"
+import * as calls from "./internal/calls.ts"
 import type { ProcessorFailure } from "./internal/entry.ts"
 import { measure } from "./internal/tokenEstimator.ts"
 import type * as ModelConfig from "./ModelConfig.ts"
@@ -145,7 +146,7 @@ const toolsOf = ({ toolChoice }: CallOptions, toolkit: AnyToolkit | undefined): 
  * @since 0.1.0
  */
 export const make = Effect.fnUntraced(function*(
-  { maxOutputTokens, ...options }: Options
+  { maxOutputTokens, modelId: given, request, ...options }: Options
 ): Effect.fn.Return<
   AiLanguageModel.LanguageModel,
   QueueError.RegisterError,
@@ -153,7 +154,8 @@ export const make = Effect.fnUntraced(function*(
 > {
   const model = yield* AiLanguageModel.LanguageModel
   const ownTokenizer = yield* Effect.serviceOption(Tokenizer.Tokenizer)
-  const queue = yield* calls.make<Call>(options, usage)
+  const { modelId, provider } = yield* resolve({ ...options, modelId: given })
+  const queue = yield* calls.make<Call>(modelId, { ...options, provider }, usage, errors.isProviders)
 
   /** Exact as far as the tokenizer goes. One that fails is not needed. */
   const counted = (prompt: Prompt.Prompt, others: ReadonlyArray<string>): Effect.Effect<number | undefined> =>
@@ -175,7 +177,7 @@ export const make = Effect.fnUntraced(function*(
     method: "generateText" | "generateObject" | "streamText",
     given: CallOptions,
     run: (options: CallOptions) => Stream.Stream<A, E, R>
-  ): Effect.Effect<calls.Call<Call, A, E, R>> =>
+  ): Effect.Effect<calls.Call<Call, A, E, R, AiError.AiError>> =>
     Effect.gen(function*() {
       const toolkit = Effect.isEffect(given.toolkit) ? yield* given.toolkit : given.toolkit
       const prompt = Prompt.make(given.prompt)
@@ -190,17 +192,19 @@ export const make = Effect.fnUntraced(function*(
       const others = toolsOf(given, toolkit).map(prompts.ofTool)
       if (given.schema !== undefined) others.push(prompts.ofSchema(given.schema))
       const estimatedInputTokens = yield* counted(prompt, others)
+      const params: Call = { text: [...prompts.ofPrompt(prompt), ...others] }
       return {
-        method,
-        params: { text: [...prompts.ofPrompt(prompt), ...others] },
+        params,
         options: {
+          ...request?.(params),
           metadata: { method },
           ...(estimatedInputTokens === undefined ? {} : { estimatedInputTokens }),
           ...(maxOutputTokens === undefined ? {} : { maxOutputTokens })
         },
         // A service may begin its work when it is asked, not when the effect is run.
         stream: Stream.suspend(() => run(own === undefined ? given : { ...given, toolkit: own })),
-        hasActed: () => hasActed
+        hasActed: () => hasActed,
+        toError: (error, wall) => errors.toAiError(error, method, wall)
       }
     })
 

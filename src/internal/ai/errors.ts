@@ -1,22 +1,9 @@
 /** The queue's errors as those of `effect/ai`, which programs that are written against it know. */
 import * as AiError from "effect/ai/AiError"
-import type * as Cause from "effect/Cause"
 import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Predicate from "effect/Predicate"
 import type * as QueueError from "../../QueueError.ts"
-
-/**
- * A failure of a call that is not for the queue to read: it says nothing about the provider. What the queue looks for in
- * failures is in none of its fields.
- */
-export class Unread {
-  readonly inner: Cause.Cause<unknown>
-
-  constructor(inner: Cause.Cause<unknown>) {
-    this.inner = inner
-  }
-}
 
 const key = "effect-llm-queue"
 
