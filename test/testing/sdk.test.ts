@@ -224,4 +224,114 @@ describe("the official SDKs against the simulator", () => {
       assert(late instanceof AnthropicErrors.APIError)
       assert.include(late.message, "overloaded_error")
     }).pipe(Effect.provide(serve({ m: [] }))))
+
+  it.effect("calls the tools that the user asks for, whole and in pieces, as both SDKs read it", () =>
+    Effect.gen(function*() {
+      const prompt = "Please call weather {\"city\":\"Bern\",\"days\":[1,2]} and call now {}, but not call other {}."
+      const schema = { type: "object" as const, properties: {} }
+      const names = ["weather", "now"]
+      const expected = [["weather", { city: "Bern", days: [1, 2] }], ["now", {}]]
+      const gpt = yield* openai
+      const request = {
+        model: "gpt",
+        messages: [{ role: "user" as const, content: prompt }],
+        tools: names.map((name) => ({ type: "function" as const, function: { name, parameters: schema } })),
+        max_tokens: 100
+      }
+      const whole = yield* Effect.promise(() => gpt.chat.completions.create(request))
+      const { finish_reason, message } = whole.choices[0]!
+      assert.strictEqual(finish_reason, "tool_calls")
+      assert.isNull(message.content)
+      const parsed = (calls: ReadonlyArray<OpenAI.ChatCompletionMessageToolCall>) =>
+        calls.map((call) => {
+          assert(call.type === "function")
+          return [call.function.name, JSON.parse(call.function.arguments)]
+        })
+      assert.deepStrictEqual(parsed(message.tool_calls!), expected)
+      // 26 and 2 characters.
+      assert.strictEqual(whole.usage!.completion_tokens, 8)
+      const streamed = yield* Effect.promise(() => gpt.chat.completions.stream(request).finalChatCompletion())
+      assert.deepStrictEqual(parsed(streamed.choices[0]!.message.tool_calls!), expected)
+      const answered = yield* Effect.promise(() =>
+        gpt.chat.completions.create({
+          ...request,
+          messages: [
+            ...request.messages,
+            message,
+            ...message.tool_calls!.map(({ id }) => ({ role: "tool" as const, tool_call_id: id, content: "sunny" }))
+          ]
+        })
+      )
+      assert.strictEqual(answered.choices[0]!.message.tool_calls, undefined)
+
+      const claude = yield* anthropic
+      const question = {
+        model: "claude",
+        messages: [{ role: "user" as const, content: prompt }],
+        tools: names.map((name) => ({ name, input_schema: schema })),
+        max_tokens: 100
+      }
+      const used = (content: ReadonlyArray<Anthropic.ContentBlock>) =>
+        content.map((block) => block.type === "tool_use" ? [block.name, block.input] : block.type)
+      const reply = yield* Effect.promise(() => claude.messages.create(question))
+      assert.strictEqual(reply.stop_reason, "tool_use")
+      assert.deepStrictEqual(used(reply.content), expected)
+      const pieces = yield* Effect.promise(() => claude.messages.stream(question).finalMessage())
+      assert.strictEqual(pieces.stop_reason, "tool_use")
+      assert.deepStrictEqual(used(pieces.content), expected)
+      const after = yield* Effect.promise(() =>
+        claude.messages.create({
+          ...question,
+          messages: [...question.messages, { role: "assistant", content: reply.content }, {
+            role: "user",
+            content: reply.content.flatMap((block) =>
+              block.type === "tool_use"
+                ? [{ type: "tool_result", tool_use_id: block.id, content: "sunny" } as const]
+                : []
+            )
+          }]
+        })
+      )
+      assert.deepStrictEqual(used(after.content), ["text"])
+      const cut = yield* Effect.promise(() => claude.messages.create({ ...question, max_tokens: 2 }))
+      assert.strictEqual(cut.stop_reason, "max_tokens")
+    }).pipe(Effect.provide(serve({ gpt: { limits: [], tokensPerEvent: 3 }, claude: [] }))))
+
+  it.effect("answers with a value of the schema that is asked for, or with a call of the tool that is forced", () =>
+    Effect.gen(function*() {
+      const schema = {
+        type: "object" as const,
+        properties: {
+          name: { type: "string" },
+          kind: { enum: ["a", "b"] },
+          parts: { type: "array", items: { $ref: "#/$defs/part" } },
+          isDone: { type: ["boolean", "null"] }
+        },
+        $defs: { part: { type: "object", properties: { size: { type: "number", minimum: 3 } } } }
+      }
+      const value = { name: "text", kind: "a", parts: [{ size: 3 }], isDone: true }
+      const gpt = yield* openai
+      const { choices: [choice] } = yield* Effect.promise(() =>
+        gpt.chat.completions.create({
+          model: "gpt",
+          messages: [{ role: "user", content: "Hello" }],
+          response_format: { type: "json_schema", json_schema: { name: "thing", schema } },
+          max_tokens: 100
+        })
+      )
+      assert.deepStrictEqual(JSON.parse(choice!.message.content!), value)
+      assert.strictEqual(choice!.finish_reason, "stop")
+      const claude = yield* anthropic
+      const { content: [block] } = yield* Effect.promise(() =>
+        claude.messages.create({
+          model: "claude",
+          messages: [{ role: "user", content: "Hello" }],
+          tools: [{ name: "thing", input_schema: schema }],
+          tool_choice: { type: "tool", name: "thing" },
+          max_tokens: 100
+        })
+      )
+      assert(block?.type === "tool_use")
+      assert.deepStrictEqual(block.input, value)
+    }).pipe(Effect.provide(serve({ gpt: [], claude: [] }))))
 })

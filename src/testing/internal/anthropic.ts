@@ -4,6 +4,7 @@ import * as Schema from "effect/Schema"
 import { usual } from "./faults.ts"
 import type { Quota, Refusal } from "./ledger.ts"
 import { TokenCount } from "./openai.ts"
+import * as scripted from "./scripted.ts"
 import * as wire from "./wire.ts"
 
 const Content = Schema.Union([
@@ -16,7 +17,11 @@ const Request = Schema.Struct({
   max_tokens: TokenCount,
   system: Schema.optional(Content),
   messages: Schema.NonEmptyArray(Schema.Struct({ role: Schema.Literals(["user", "assistant"]), content: Content })),
-  stream: Schema.optional(Schema.Boolean)
+  stream: Schema.optional(Schema.Boolean),
+  tools: Schema.optional(
+    Schema.Array(Schema.Struct({ name: Schema.String, input_schema: Schema.optional(Schema.Unknown) }))
+  ),
+  tool_choice: Schema.optional(Schema.Struct({ type: Schema.String, name: Schema.optional(Schema.String) }))
 })
 
 const decode = Schema.decodeUnknownResult(Request)
@@ -24,15 +29,31 @@ const decode = Schema.decodeUnknownResult(Request)
 const textOf = (content: typeof Content.Type): string =>
   typeof content === "string" ? content : content.map((part) => part.text ?? "").join("")
 
-const toPrompt = ({ max_tokens, messages, model, stream, system = "" }: typeof Request.Type): wire.Prompt => ({
-  model,
-  text: textOf(system) + messages.map(({ content }) => textOf(content)).join(""),
-  messages: messages.length,
-  maxOutput: max_tokens,
-  n: 1,
-  stream: stream === true,
-  includeUsage: true
-})
+const scriptOf = ({ messages, tool_choice, tools = [] }: typeof Request.Type): scripted.Scripted | undefined => {
+  if (tool_choice?.type === "none") return undefined
+  const { content, role } = messages.at(-1)!
+  const isOfUser = role === "user"
+    && (typeof content === "string" || content.every(({ type }) => type !== "tool_result"))
+  return scripted.calls(
+    tools.map(({ input_schema: schema, name }) => ({ name, schema })),
+    tool_choice?.name,
+    isOfUser ? textOf(content) : undefined
+  )
+}
+
+const toPrompt = (request: typeof Request.Type): wire.Prompt => {
+  const { max_tokens, messages, model, stream, system = "" } = request
+  return {
+    model,
+    text: textOf(system) + messages.map(({ content }) => textOf(content)).join(""),
+    messages: messages.length,
+    maxOutput: max_tokens,
+    n: 1,
+    stream: stream === true,
+    includeUsage: true,
+    scripted: scriptOf(request)
+  }
+}
 
 const usage = (answer: wire.Answer, output: number) => ({
   input_tokens: answer.input - answer.cached - answer.cacheWritten,
@@ -41,7 +62,48 @@ const usage = (answer: wire.Answer, output: number) => ({
   output_tokens: output
 })
 
-const stopReason = ({ isCut }: wire.Answer) => isCut ? "max_tokens" : "end_turn"
+const event = (type: string, fields: object): string => wire.event(type, { type, ...fields })
+
+const isCall = ({ prompt: { scripted } }: wire.Answer): boolean => scripted !== undefined && scripted.calls.length > 0
+
+const stopReason = (answer: wire.Answer) => answer.isCut ? "max_tokens" : isCall(answer) ? "tool_use" : "end_turn"
+
+const callId = (answer: wire.Answer, index: number): string => `toolu_${wire.hexId(answer.id, 20)}${index}`
+
+/** Arguments that were cut short are no object. */
+const inputOf = (json: string): unknown => {
+  try {
+    return JSON.parse(json)
+  } catch {
+    return {}
+  }
+}
+
+const toolUses = (answer: wire.Answer) =>
+  scripted.callsOf(answer.prompt.scripted!, answer.words).map(({ json, name }, index) => ({
+    type: "tool_use",
+    id: callId(answer, index),
+    name,
+    input: inputOf(json)
+  }))
+
+/** The pieces of streamed arguments: each call is a block of its own. */
+const callDelta = (answer: wire.Answer, piece: string, at: number): string => {
+  const { calls } = answer.prompt.scripted!
+  const index = calls.findLastIndex(({ from }) => from <= at)
+  const { from, name } = calls[index]!
+  const delta = event("content_block_delta", { index, delta: { type: "input_json_delta", partial_json: piece } })
+  if (from !== at) return delta
+  return (index === 0 ? "" : event("content_block_stop", { index: index - 1 }))
+    + event("content_block_start", {
+      index,
+      content_block: { type: "tool_use", id: callId(answer, index), name, input: {} }
+    })
+    + delta
+}
+
+const lastBlock = ({ prompt: { scripted }, words }: wire.Answer): number =>
+  Math.max(0, (scripted?.calls.filter(({ from }) => from < words.length).length ?? 0) - 1)
 
 const message = (answer: wire.Answer, fields: object) => ({
   id: `msg_${wire.hexId(answer.id, 24)}`,
@@ -54,23 +116,24 @@ const message = (answer: wire.Answer, fields: object) => ({
   ...fields
 })
 
-const event = (type: string, fields: object): string => wire.event(type, { type, ...fields })
-
 export const format: wire.Format = {
   parse: (body) => Result.match(decode(body), { onSuccess: toPrompt, onFailure: (error) => error.message }),
   whole: (answer) =>
     message(answer, {
-      content: [{ type: "text", text: answer.text }],
+      content: isCall(answer) ? toolUses(answer) : [{ type: "text", text: answer.text }],
       stop_reason: stopReason(answer),
       usage: usage(answer, answer.words.length)
     }),
   head: (answer) =>
     event("message_start", { message: message(answer, { usage: usage(answer, 1) }) })
-    + event("content_block_start", { index: 0, content_block: { type: "text", text: "" } })
+    + (isCall(answer) ? "" : event("content_block_start", { index: 0, content_block: { type: "text", text: "" } }))
     + event("ping", {}),
-  token: (_, text) => event("content_block_delta", { index: 0, delta: { type: "text_delta", text } }),
+  token: (answer, text, index) =>
+    isCall(answer)
+      ? callDelta(answer, text, index)
+      : event("content_block_delta", { index: 0, delta: { type: "text_delta", text } }),
   tail: (answer) =>
-    event("content_block_stop", { index: 0 })
+    event("content_block_stop", { index: lastBlock(answer) })
     + event("message_delta", {
       delta: { stop_reason: stopReason(answer), stop_sequence: null },
       usage: { output_tokens: answer.words.length }

@@ -6,6 +6,7 @@ import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type { Quota, Refusal } from "./ledger.ts"
 import type { Limit } from "./limits.ts"
+import * as scripted from "./scripted.ts"
 import * as wire from "./wire.ts"
 
 /** Keeps a careless `max_tokens` from asking for an answer that does not fit in memory. */
@@ -27,7 +28,18 @@ export const ChatRequest = Schema.Struct({
   max_completion_tokens: Schema.optional(Schema.NullOr(TokenCount)),
   n: Schema.optional(Schema.NullOr(Schema.Int.check(Schema.isBetween({ minimum: 1, maximum: maxAnswers })))),
   stream: Schema.optional(Schema.NullOr(Schema.Boolean)),
-  stream_options: Schema.optional(Schema.NullOr(Schema.Struct({ include_usage: Schema.optional(Schema.Boolean) })))
+  stream_options: Schema.optional(Schema.NullOr(Schema.Struct({ include_usage: Schema.optional(Schema.Boolean) }))),
+  tools: Schema.optional(Schema.Array(Schema.Struct({
+    function: Schema.optional(Schema.Struct({ name: Schema.String, parameters: Schema.optional(Schema.Unknown) }))
+  }))),
+  tool_choice: Schema.optional(Schema.Union([
+    Schema.String,
+    Schema.Struct({ function: Schema.optional(Schema.Struct({ name: Schema.String })) })
+  ])),
+  response_format: Schema.optional(Schema.Struct({
+    type: Schema.String,
+    json_schema: Schema.optional(Schema.Struct({ schema: Schema.optional(Schema.Unknown) }))
+  }))
 })
 
 export type ChatRequest = typeof ChatRequest.Type
@@ -35,10 +47,25 @@ export type ChatRequest = typeof ChatRequest.Type
 export const decode = Schema.decodeUnknownEffect(ChatRequest)
 const decodeResult = Schema.decodeUnknownResult(ChatRequest)
 
-export const promptText = (request: ChatRequest): string =>
-  request.messages.map(({ content }) =>
-    typeof content === "string" ? content : (content ?? []).map((part) => part.text ?? "").join("")
-  ).join("")
+const textOf = ({ content }: ChatRequest["messages"][number]): string =>
+  typeof content === "string" ? content : (content ?? []).map((part) => part.text ?? "").join("")
+
+export const promptText = (request: ChatRequest): string => request.messages.map(textOf).join("")
+
+const scriptOf = (
+  { messages, response_format, tool_choice, tools = [] }: ChatRequest
+): scripted.Scripted | undefined => {
+  const last = messages.at(-1)!
+  const forced = typeof tool_choice === "object" ? tool_choice.function?.name : undefined
+  const called = tool_choice === "none" ? undefined : scripted.calls(
+    tools.flatMap(({ function: tool }) => tool === undefined ? [] : [{ name: tool.name, schema: tool.parameters }]),
+    forced,
+    last.role === "user" ? textOf(last) : undefined
+  )
+  return called ?? (response_format?.json_schema === undefined
+    ? undefined
+    : scripted.text(scripted.sample(response_format.json_schema.schema)))
+}
 
 export const toPrompt = (request: ChatRequest): wire.Prompt => ({
   model: request.model,
@@ -47,7 +74,8 @@ export const toPrompt = (request: ChatRequest): wire.Prompt => ({
   maxOutput: request.max_completion_tokens ?? request.max_tokens ?? undefined,
   n: request.n ?? 1,
   stream: request.stream === true,
-  includeUsage: request.stream_options?.include_usage === true
+  includeUsage: request.stream_options?.include_usage === true,
+  scripted: scriptOf(request)
 })
 
 export const { goDuration } = wire
@@ -59,7 +87,29 @@ const usage = ({ cached, input, words }: wire.Answer) => ({
   ...(cached > 0 ? { prompt_tokens_details: { cached_tokens: cached } } : {})
 })
 
-const finishReason = ({ isCut }: wire.Answer) => isCut ? "length" : "stop"
+const isCall = ({ prompt: { scripted } }: wire.Answer): boolean => scripted !== undefined && scripted.calls.length > 0
+
+const finishReason = (answer: wire.Answer) => answer.isCut ? "length" : isCall(answer) ? "tool_calls" : "stop"
+
+const callId = (answer: wire.Answer, index: number): string => `call_${wire.hexId(answer.id, 20)}${index}`
+
+const toolCalls = (answer: wire.Answer) =>
+  scripted.callsOf(answer.prompt.scripted!, answer.words).map(({ json, name }, index) => ({
+    id: callId(answer, index),
+    type: "function",
+    function: { name, arguments: json }
+  }))
+
+/** The pieces of streamed arguments, which may be of several calls: the first of each tells its name. */
+const callDelta = (answer: wire.Answer, piece: string, at: number): string => {
+  const { calls } = answer.prompt.scripted!
+  const index = calls.findLastIndex(({ from }) => from <= at)
+  const { from, name } = calls[index]!
+  const call = from === at
+    ? { index, id: callId(answer, index), type: "function", function: { name, arguments: piece } }
+    : { index, function: { arguments: piece } }
+  return choice(answer, 0, { tool_calls: [call] }, null)
+}
 
 /** The answers of a request for `n` of them share the words in equal parts, one after the other. */
 const answers = ({ prompt: { n }, words }: wire.Answer): ReadonlyArray<string> =>
@@ -101,14 +151,19 @@ export const chat: wire.Format = {
     model: answer.model,
     choices: answers(answer).map((content, index) => ({
       index,
-      message: { role: "assistant", content, refusal: null },
+      message: isCall(answer)
+        ? { role: "assistant", content: null, refusal: null, tool_calls: toolCalls(answer) }
+        : { role: "assistant", content, refusal: null },
       logprobs: null,
       finish_reason: finishReason(answer)
     })),
     usage: usage(answer)
   }),
-  head: (answer) => each(answer, { role: "assistant", content: "", refusal: null }, null),
-  token: (answer, content, word) => choice(answer, answerAt(answer, word), { content }, null),
+  head: (answer) => each(answer, { role: "assistant", content: isCall(answer) ? null : "", refusal: null }, null),
+  token: (answer, content, word) =>
+    isCall(answer)
+      ? callDelta(answer, content, word)
+      : choice(answer, answerAt(answer, word), { content }, null),
   tail: (answer) =>
     each(answer, {}, finishReason(answer))
     + (answer.includeUsage ? chunk(answer, { choices: [], usage: usage(answer) }) : "")

@@ -123,6 +123,7 @@ interface Opened {
   readonly cacheWritten: number
   readonly isCut: boolean
   readonly start: number
+  readonly scripted: wire.Prompt["scripted"]
 }
 
 const cacheLifetime = 300_000
@@ -376,7 +377,10 @@ export const make = (options: Options, { disconnected, epoch, now }: {
     if (decision === undefined) return undefined
     const start = generate.hash(seed, prompt.text)
     const chance = generate.hash(seed, `${own.id} ${decision.id}`)
-    const output = outputOf(own, overrides, start, ask.maxOutput)
+    const asked = prompt.scripted?.pieces.length
+    const output = asked === undefined
+      ? outputOf(own, overrides, start, ask.maxOutput)
+      : Math.min(asked, ask.maxOutput)
     const input = own.charsPerToken === undefined
       ? ask.input
       : Math.ceil(prompt.text.length / draw(own.charsPerToken, start, 2)) + 3 * prompt.messages
@@ -390,10 +394,14 @@ export const make = (options: Options, { disconnected, epoch, now }: {
       usage: { input, cached, output }
     }
     if (decision.refusal === undefined) books.begin(decision.id, schedule)
-    return { decision, schedule, cacheWritten: written, isCut: output === ask.maxOutput && output > 0, start }
+    const isCut = asked === undefined ? output === ask.maxOutput && output > 0 : output < asked
+    return { decision, schedule, cacheWritten: written, isCut, start, scripted: prompt.scripted }
   }
 
-  const words = ({ schedule, start }: Opened): Array<string> => generate.generate(start, schedule.usage.output)
+  const words = ({ schedule, scripted, start }: Opened): Array<string> =>
+    scripted === undefined
+      ? generate.generate(start, schedule.usage.output)
+      : scripted.pieces.slice(0, schedule.usage.output)
 
   const faultOf = (own: Settings, overrides: Overrides, at: number): ScriptedFault | undefined => {
     own.count++
@@ -537,13 +545,17 @@ export const make = (options: Options, { disconnected, epoch, now }: {
     }
     steps.push({ after: firstByteAfter, text: () => format.head(answer) })
     if (streamError?.isLate === false) return [...steps, failure(0, streamError.error)]
-    for (let sent = 0; sent < last; sent += own.tokensPerEvent) {
-      const until = Math.min(last, sent + own.tokensPerEvent)
+    // No event is about two calls.
+    const starts = answer.prompt.scripted?.calls.map(({ from }) => from) ?? []
+    for (let sent = 0; sent < last;) {
+      const next = starts.find((from) => from > sent) ?? last
+      const until = Math.min(last, next, sent + own.tokensPerEvent)
       const index = sent
       steps.push({
         after: due(until),
         text: () => format.token(answer, words.slice(index, until).join(""), index)
       })
+      sent = until
     }
     switch (kind) {
       case "stall":

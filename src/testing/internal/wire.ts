@@ -2,6 +2,7 @@
 import * as DateTime from "effect/DateTime"
 import type { Quota, Refusal } from "./ledger.ts"
 import { isDay } from "./limits.ts"
+import type { Scripted } from "./scripted.ts"
 
 /** A request, whatever its format. `maxOutput` is for one of its `n` answers. */
 export interface Prompt {
@@ -12,6 +13,8 @@ export interface Prompt {
   readonly n: number
   readonly stream: boolean
   readonly includeUsage: boolean
+  /** The answer that it asks for, if it asks for one. */
+  readonly scripted?: Scripted | undefined
 }
 
 /** An answer, whatever its format. `created` is in seconds of Unix time. */
