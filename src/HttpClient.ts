@@ -240,6 +240,20 @@ const answered = (
   )
 
 /**
+ * A client that tells the queue around it what the rate-limit headers of its responses say. It is for a queue around the
+ * model (`effect-llm-queue/LanguageModel`), which sees no headers: give it to the provider's client as `transformClient`.
+ * Outside of a queue it does nothing; a client of `layer` or `make` needs it not.
+ *
+ * @category combinators
+ * @since 0.1.0
+ */
+export const observe = (client: HttpClient.HttpClient): HttpClient.HttpClient =>
+  HttpClient.transformResponse(
+    client,
+    Effect.tap((response) => response.status >= 400 ? Effect.void : ProviderProfile.observe(response))
+  )
+
+/**
  * A function that puts the requests of a client through queues, which live as long as the scope. It is what the clients of
  * providers take as `transformClient`.
  *

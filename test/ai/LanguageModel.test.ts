@@ -82,7 +82,10 @@ const atRest = Effect.gen(function*() {
   assert.strictEqual(rateLimiters.find(({ type }) => type === "concurrent")!.used, 0)
 })
 
-class ToolFailure extends Schema.TaggedError<ToolFailure>()("ToolFailure", { why: Schema.String }) {}
+/** What looks like a refusal of the provider, but is a tool's own. */
+class ToolFailure
+  extends Schema.TaggedError<ToolFailure>()("ToolFailure", { why: Schema.String, status: Schema.Int })
+{}
 
 const Ask = Tool.make("Ask", {
   parameters: Schema.Struct({ question: Schema.String }),
@@ -272,8 +275,7 @@ describe("LanguageModel", () => {
       const fake = provider(says(asks("a"), finish(1, 1)))
       let ran = 0
       const handlers = Tools.toLayer({
-        // What looks like a refusal of the provider, but is a tool's own.
-        Ask: () => Effect.suspend(() => (ran++, Effect.fail(new ToolFailure({ why: "429 Too Many Requests" }))))
+        Ask: () => Effect.suspend(() => (ran++, Effect.fail(new ToolFailure({ why: "rate limit", status: 429 }))))
       })
       yield* Effect.gen(function*() {
         const error = yield* Effect.flip(LanguageModel.generateText({ prompt: "hello", toolkit: Tools }))
@@ -288,6 +290,23 @@ describe("LanguageModel", () => {
         assert.deepStrictEqual((yield* info).provider!.refusals.rate, 0)
         yield* atRest
       }).pipe(Effect.provide(Layer.merge(handlers, withQueue(fake, { provider: ProviderProfile.openai }))))
+      // A tool that asks another model, which refuses.
+      const Other = Tool.make("Ask", {
+        parameters: Schema.Struct({ question: Schema.String }),
+        success: Schema.String,
+        failure: AiError.AiError
+      })
+      const others = Toolkit.make(Other)
+      const refusal = AiError.make({ module: "Other", method: "call", reason: new AiError.RateLimitError({}) })
+      ran = 0
+      const ofOther = yield* Effect.flip(LanguageModel.generateText({ prompt: "hello", toolkit: others })).pipe(
+        Effect.provide(Layer.merge(
+          others.toLayer({ Ask: () => Effect.suspend(() => (ran++, Effect.fail(refusal))) }),
+          withQueue(fake, { provider: ProviderProfile.openai })
+        ))
+      )
+      assert.strictEqual(ofOther, refusal)
+      assert.strictEqual(ran, 1)
       const defect = yield* Effect.exit(LanguageModel.generateText({ prompt: "hello" })).pipe(
         Effect.provide(withQueue(provider(() => Effect.die("broken"))))
       )
@@ -318,7 +337,7 @@ describe("LanguageModel", () => {
           Effect.map((response) =>
             response.text + response.toolResults.map(({ result }) => typeof result === "string" ? result : "").join("")
           ),
-          Effect.catchTag("AiError", (error) => Effect.fail(new ToolFailure({ why: error.message }))),
+          Effect.catchTag("AiError", (error) => Effect.fail(new ToolFailure({ why: error.message, status: 500 }))),
           Effect.provide(handlers)
         )
       const handlers: Layer.Layer<Tool.HandlersFor<typeof Tools.tools>, never, LanguageModel.LanguageModel> = Tools
