@@ -23,7 +23,10 @@ const suites = [
   "test/laws",
   "test/refusals",
   "test/scheduling",
-  "test/internal"
+  "test/internal",
+  "test/updateRateLimiters.test.ts",
+  "test/ai",
+  "test/HttpClient.test.ts"
 ].filter((suite) => existsSync(join(root, suite)))
 
 /** A mutant may hang where no scheduler sees it. */
