@@ -24,7 +24,6 @@ const makeServer = () => createServer({ keepAliveTimeout: 60_000 })
 const period = "6 seconds"
 /** What the profiles keep back of a bucket, two seconds of it, would only make the test take longer. */
 const per = { timePeriod: period, headroom: "100 millis" } as const
-const maxTokens = 60
 
 const Weather = Tool.make("Weather", {
   parameters: Schema.Struct({ city: Schema.String }),
@@ -32,6 +31,9 @@ const Weather = Tool.make("Weather", {
 })
 const Tools = Toolkit.make(Weather)
 const ToolsLive = Tools.toLayer({ Weather: ({ city }) => Effect.succeed(`sunny in ${city}`) })
+
+const Agent = Tool.make("Agent", { parameters: Schema.Struct({ task: Schema.String }), success: Schema.Finite })
+const Agents = Toolkit.make(Agent)
 
 const serve = (models: ProviderSimulator.Options["models"]) =>
   HttpRouter.serve(ProviderSimulator.layerHttp, { disableLogger: true, disableListenLog: true }).pipe(
@@ -80,9 +82,14 @@ const providers = [{
 
 const places = ["no queue", "a queue around the model", "a queue around the HTTP client"] as const
 
+type Served = Pick<(typeof providers)[number], "layer" | "name" | "profile"> & {
+  readonly rateLimiters: ReadonlyArray<RateLimiter.Config>
+  readonly maxTokens?: number
+}
+
 /** The model of a provider, with a queue in a place. */
 const modelAt = (
-  { layer, name, profile, rateLimiters }: (typeof providers)[number],
+  { layer, maxTokens = 60, name, profile, rateLimiters }: Served,
   place: (typeof places)[number]
 ) =>
   Layer.unwrap(Effect.gen(function*() {
@@ -175,6 +182,50 @@ describe("programs of effect/ai against a server that keeps the books", () => {
         timeout
       )
     }
+  }
+
+  for (const provider of providers) {
+    it.live(
+      `${provider.name}: agents that start agents take turns on the one permit that there is`,
+      () =>
+        Effect.gen(function*() {
+          const agent = (task: string): Effect.Effect<number, never, LanguageModel.LanguageModel> =>
+            Effect.gen(function*() {
+              const model = yield* LanguageModel.LanguageModel
+              const handlers = Agents.toLayer({
+                Agent: ({ task }) => Effect.provideService(agent(task), LanguageModel.LanguageModel, model)
+              })
+              const { toolResults } = yield* LanguageModel.generateText({ prompt: task, toolkit: Agents }).pipe(
+                Effect.provide(handlers),
+                Effect.orDie
+              )
+              return toolResults.reduce((sum, { result }) => sum + Number(result), 1)
+            })
+          const call = (task: string) => `call Agent ${JSON.stringify({ task })}`
+          const middle = `${call("leaf 1")} and ${call("leaf 2")}`
+          const one = {
+            ...provider,
+            maxTokens: 200,
+            rateLimiters: [RateLimiter.rpm(60, per), RateLimiter.concurrent(1)]
+          }
+          const count = yield* agent(`${call(middle)} and ${call(middle)} and ${call("leaf 3")}`).pipe(
+            QueueManager.withTenant("acme"),
+            Effect.provide(modelAt(one, "a queue around the model"))
+          )
+          assert.strictEqual(count, 8)
+          const books = yield* report(provider.name)
+          assert.deepInclude(books, { admitted: 8, completed: 8, refused: 0, maxConcurrent: 1 })
+        }).pipe(Effect.provide(serve({
+          [provider.name]: {
+            ...provider.server,
+            limits: [
+              { dimension: "requests", limit: 60, period, algorithm: "bucket" },
+              { dimension: "concurrent", limit: 1 }
+            ]
+          }
+        }))),
+      timeout
+    )
   }
 
   it.live("openai: embeddings in requests that fit, never refused", () =>
