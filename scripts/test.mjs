@@ -1,8 +1,9 @@
 // Everything that must hold before a change is merged, one stage after another; the first failure ends the run.
 //
-// The stages are npm scripts, so that each can be run alone. A skipped, todo or focused test counts as a failure here:
-// what does not run does not protect anything. The last line of the output gives the counts of the unit tests, the
-// type tests and the examples together: "N passed, N failed, N skipped".
+// The stages are npm scripts, so that each can be run alone. A skipped, todo or focused test counts as a failure in CI:
+// what does not run does not protect anything. Elsewhere a test that needs a program that is not installed may be. The
+// last line of the output gives the counts of the unit tests, the type tests and the examples together: "N passed, N
+// failed, N skipped".
 import { spawn } from "node:child_process"
 import fs from "node:fs"
 import { dirname } from "node:path"
@@ -106,7 +107,7 @@ for (const [index, stage] of stages.entries()) {
   total.failed += failed
   failure = failed > 0
     ? `${stage.title}: failed`
-    : skipped > 0
+    : skipped > 0 && process.env.CI !== undefined
     ? `${stage.title}: ${skipped} skipped or todo`
     : counts !== undefined && passed === 0
     ? `${stage.title}: ran no test`

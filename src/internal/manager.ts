@@ -15,6 +15,7 @@ import * as ResultStore from "../ResultStore.ts"
 import * as dedupe from "./dedupe.ts"
 import type { AnyModel, AnyRequest, Failure, ProcessorFailure, Snapshot } from "./entry.ts"
 import * as modelQueue from "./modelQueue.ts"
+import { CurrentObserver } from "./observer.ts"
 import * as settings from "./settings.ts"
 import * as streams from "./streams.ts"
 
@@ -93,6 +94,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
   let gone = false
 
   const events: modelQueue.Events = {
+    observer: yield* CurrentObserver,
     areRead: () => readers.size > 0,
     publish: (event) => {
       for (const reader of readers) Queue.offerUnsafe(reader, event)

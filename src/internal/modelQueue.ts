@@ -56,6 +56,7 @@ import { estimate, type Estimated, largestShare, tooLarge } from "./estimate.ts"
 import { Heap } from "./heap.ts"
 import { charge, countsTokens, failsWhenExceeded, isAboutConcurrency } from "./limitState.ts"
 import { immediately } from "./memoryLimiter.ts"
+import type { Observer, QueueObserver, Reason } from "./observer.ts"
 import { failureHeaders } from "./provider/classify.ts"
 import { ProviderGate } from "./providerGate.ts"
 import * as requestContext from "./requestContext.ts"
@@ -71,6 +72,7 @@ import * as tokenEstimator from "./tokenEstimator.ts"
 export interface Events {
   readonly areRead: () => boolean
   readonly publish: (event: Snapshot) => void
+  readonly observer: Observer | undefined
 }
 
 /** A processor whose services are in the context of its registration. */
@@ -293,6 +295,10 @@ export const make = Effect.fnUntraced(function*(
 
   const fork = Effect.runForkWith(context)
 
+  let observer: QueueObserver | undefined
+  /** What keeps the first one in order back, as far as the dispatcher knows. */
+  let reason: Reason | undefined
+
   // ---------------------------------------------------------------------------------------------------------------
   // Waking the two fibers
   // ---------------------------------------------------------------------------------------------------------------
@@ -473,6 +479,7 @@ export const make = Effect.fnUntraced(function*(
       if (outcome.status === "completed") completed++
       else if (outcome.status === "failed") failed++
       else cancelled++
+      observer?.ended(entry, outcome.status, entry.dispatchedAt === undefined ? undefined : at - entry.dispatchedAt)
       retain(entry)
       changed(entry)
     }
@@ -896,6 +903,7 @@ export const make = Effect.fnUntraced(function*(
   const settled = (entry: Entry, usage: RateLimiter.Tokens, settlement: RateLimiter.Settlement) => {
     if (settlement !== "alreadySettled" && entry.usage === undefined) {
       entry.usage = usage
+      observer?.settled(entry, usage)
       if (entry.outcome?.status === "completed") learn(entry)
     }
     scheduler.happened(entry.tenant)
@@ -1067,6 +1075,7 @@ export const make = Effect.fnUntraced(function*(
       notBefore: at + delay,
       delayed: undefined
     }
+    observer?.retried(entry)
     entry.dispatchedAt = undefined
     entry.reservation = undefined
     entry.usage = undefined
@@ -1196,6 +1205,7 @@ export const make = Effect.fnUntraced(function*(
     entry.state = "dispatched"
     entry.dispatchedAt = now()
     entry.attempts++
+    observer?.dispatched(entry, entry.dispatchedAt - (entry.earlier?.since ?? entry.submittedAt))
     gate?.dispatched(entry, entry.dispatchedAt)
     entry.reservation = reservation
     running.add(entry)
@@ -1365,7 +1375,10 @@ export const make = Effect.fnUntraced(function*(
    */
   const admitNested = function*(): Step<Answer> {
     const closedFor = gate === undefined ? 0 : gate.closedFor(now())
-    if (closedFor > 0) return { wait: closedFor, isFinal: false }
+    if (closedFor > 0) {
+      reason = "provider"
+      return { wait: closedFor, isFinal: false }
+    }
     let hasPermit = true
     let heldWait = Number.POSITIVE_INFINITY
     for (const entry of Array.from(nested)) {
@@ -1406,6 +1419,7 @@ export const make = Effect.fnUntraced(function*(
         }
         return { wait: 0, isFinal: true }
       }
+      reason = admission.by
       if (!isHeld(admission)) return { wait: admission.wait, isFinal: true }
       heldWait = Math.min(heldWait, admission.wait)
     }
@@ -1432,6 +1446,7 @@ export const make = Effect.fnUntraced(function*(
       fail(head, budgetExceeded(head, admission.excess))
       return 0
     }
+    reason = admission.by
     if (!isHeld(admission)) return yield* pass(head, admission)
     // The requests of its tenant wait, and hold back nobody else.
     if (head.lane !== undefined) {
@@ -1449,6 +1464,7 @@ export const make = Effect.fnUntraced(function*(
     isAdmitting = true
     for (let i = 0; i < most; i++) {
       drainIntake()
+      reason = undefined
       const at = now()
       const delay = Math.min(
         resumeDelayed(),
@@ -1457,9 +1473,12 @@ export const make = Effect.fnUntraced(function*(
       const answer = nested.size === 0 ? undefined : yield* admitNested()
       let wait = answer === undefined ? Number.POSITIVE_INFINITY : answer.wait
       if (answer === undefined || !answer.isFinal) {
-        const head = isPaused && state === "open" ? undefined : scheduler.peek()
+        const isHeldBack = isPaused && state === "open"
+        if (isHeldBack && waiting.size > 0) reason = "paused"
+        const head = isHeldBack ? undefined : scheduler.peek()
         const gateWait = head === undefined || gate === undefined ? 0 : gate.wait(at, running.size)
         if (gateWait > 0) {
+          reason = "provider"
           wait = Math.min(wait, gateWait)
         } else if (head !== undefined) {
           const { changes } = scheduler
@@ -1491,7 +1510,10 @@ export const make = Effect.fnUntraced(function*(
         yield* Effect.yieldNow
       } else if (Queue.sizeUnsafe(intake) === 0) {
         if (stalled.size > 0 && isWaitedFor()) { for (const goOn of Array.from(stalled)) outside(goOn) }
-        yield* sleepUntilOr(now() + wait, Queue.peek(intake))
+        const since = now()
+        const by = reason
+        yield* sleepUntilOr(since + wait, Queue.peek(intake))
+        if (by !== undefined) observer?.blocked(by, now() - since)
       }
     }
   })
@@ -1564,6 +1586,7 @@ export const make = Effect.fnUntraced(function*(
       while (waiting.first !== undefined) abort(waiting.first, shutdownOf(waiting.first))
       abortAll(running)
       state = "closed"
+      observer?.closed()
       Deferred.doneUnsafe(drained, Exit.void)
       tellEmptied(true)
       due(now())
@@ -1601,6 +1624,7 @@ export const make = Effect.fnUntraced(function*(
         if (error !== undefined) refused.push([entry, error])
       }
     }
+    observer?.limitsChanged()
     scheduler.releaseAll()
     wake()
     for (const [entry, error] of refused) if (entry.state !== "dispatched") fail(entry, error)
@@ -1796,6 +1820,7 @@ export const make = Effect.fnUntraced(function*(
     settle,
     streaming: (entry) => {
       entry.firstElementAt = now()
+      observer?.firstElement(entry, entry.firstElementAt - entry.dispatchedAt!)
       gate?.streaming(entry, entry.firstElementAt)
       wake()
     },
@@ -1884,6 +1909,7 @@ export const make = Effect.fnUntraced(function*(
     shutdown: config.shutdown
   }
 
+  observer = events.observer?.open(modelId, queue.info)
   yield* Effect.forkIn(supervised(dispatcher), scope, { startImmediately: true })
   yield* Effect.forkDetach(supervised(housekeeper), { startImmediately: true })
   return queue

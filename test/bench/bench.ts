@@ -76,16 +76,18 @@ const summarize = (name: string, figures: ReadonlyArray<Figure>): ReadonlyArray<
   })
 }
 
-/** Ours beside each of the others, and with a window's content beside without. */
+/** What another metric of ours is compared with. */
+const bases = new Set(["with 1 charges in each window", "without metrics"])
+
+/** Ours beside each of the others, and with something beside without. */
 const ratios = (rows: ReadonlyArray<Row>): ReadonlyMap<string, { readonly ratio: number; readonly isBetter: number }> =>
   new Map(
     rows.filter(({ subject }) => subject === "ours").flatMap((ours) =>
       rows.flatMap((other) => {
         if (other === ours || other.case !== ours.case || other.unit !== ours.unit) return []
         const isPeer = other.subject !== "ours" && other.metric === ours.metric
-        const isEmpty = other.metric.startsWith("with 1 charges")
-        if (!isPeer && !isEmpty) return []
-        const what = isPeer ? `ours / ${other.subject}, ${ours.metric}` : `${ours.metric} / with 1`
+        if (!isPeer && !bases.has(other.metric)) return []
+        const what = isPeer ? `ours / ${other.subject}, ${ours.metric}` : `${ours.metric} / ${other.metric}`
         const ratio = ours.median / other.median
         return [[`${ours.case}: ${what}`, { ratio, isBetter: ours.unit === "requests/s" ? ratio : 1 / ratio }]]
       })

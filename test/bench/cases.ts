@@ -1,6 +1,7 @@
 /** What is measured, apart from backlogs: each in a process of its own. */
-import { Deferred, Effect, type Scope } from "effect"
+import { Deferred, Effect, Layer, type Scope } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+import * as Metrics from "effect-llm-queue/Metrics"
 import { cpuUsage, memoryUsage } from "node:process"
 import { limit } from "../limit.ts"
 import * as subjects from "./subjects.ts"
@@ -279,6 +280,16 @@ export const cases: ReadonlyArray<Case> = [
         ? { subject: "floor", metric: "waiting", unit: "bytes", value: await waitingFiber() }
         : { subject: "ours", metric: part, unit: "bytes", value: await queued(part === "waiting") }
     ]
+  },
+  {
+    name: "observed",
+    parts: ["without metrics", "with metrics"],
+    run: async (part) => {
+      const shape = { requests: 300_000, priorities: 1, yields: false }
+      const observed = QueueManager.layer.pipe(Layer.provide(Metrics.layer({ priorities: true })), Layer.fresh)
+      const millis = await (part === "with metrics" ? subjects.ours(shape, observed) : subjects.ours(shape))
+      return [{ subject: "ours", metric: part, unit: "requests/s", value: shape.requests / millis * 1000 }]
+    }
   },
   {
     name: "1,000,000 requests through retention",

@@ -82,7 +82,10 @@ export const request = { ...estimates, waitForCompletion: false } as const
 export const usage = { inputTokens: 10, outputTokens: 5 }
 export const Manager = Layer.fresh(QueueManager.layer)
 
-const ours = ({ priorities, requests, yields }: Shape) =>
+export const ours = (
+  { priorities, requests, yields }: Shape,
+  manager: Layer.Layer<QueueManager.QueueManager> = Manager
+) =>
   promise(
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager
@@ -103,7 +106,7 @@ const ours = ({ priorities, requests, yields }: Shape) =>
       }
       yield* Deferred.await(last)
       return performance.now() - started
-    }).pipe(Effect.provide(Manager))
+    }).pipe(Effect.provide(manager))
   )
 
 /** A task as a library of promises wants it. */
@@ -172,7 +175,7 @@ const effectLimiter = ({ requests, yields }: Shape) =>
 
 export const subjects: ReadonlyArray<Subject> = [
   { name: "floor", most: 1_000_000, run: floor },
-  { name: "ours", most: 1_000_000, mostByPriority: 1_000_000, run: ours },
+  { name: "ours", most: 1_000_000, mostByPriority: 1_000_000, run: (shape) => ours(shape) },
   { name: "p-queue", most: 1_000_000, mostByPriority: 100_000, run: pQueue },
   { name: "bottleneck", most: 10_000, run: bottleneck },
   { name: "limiter", most: 100_000, run: limiter },
