@@ -4,7 +4,6 @@ import type * as Deferred from "effect/Deferred"
 import * as Duration from "effect/Duration"
 import type * as Fiber from "effect/Fiber"
 import type * as Pull from "effect/Pull"
-import type * as Tracer from "effect/Tracer"
 import type * as ModelConfig from "../ModelConfig.ts"
 import type * as QueueError from "../QueueError.ts"
 import type * as QueueRequest from "../QueueRequest.ts"
@@ -15,6 +14,7 @@ import type { Node } from "./heap.ts"
 import type { Lane } from "./lane.ts"
 import type { ModelQueue } from "./modelQueue.ts"
 import type { RequestContext } from "./requestContext.ts"
+import type { Trace } from "./tracing.ts"
 
 export type AnyModel = ModelConfig.Any
 // oxlint-disable-next-line typescript/no-explicit-any -- the requests of a queue are untyped inside it
@@ -81,7 +81,8 @@ export interface Entry {
   readonly processingTimeout: number
   /** For what its processor submits. */
   context: RequestContext
-  span: Tracer.AnySpan | undefined
+  /** Until its processor has ended. */
+  trace: Trace | undefined
   /** Requests, of any queue, whose processors wait for its end; each as often as it does. */
   awaitedBy: ReadonlyArray<Entry>
   /** What its processor waits for. */

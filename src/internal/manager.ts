@@ -249,7 +249,9 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
       const submission: Effect.Effect<Snapshot, Failure> = request.waitForCompletion
         ? queue.submit(request)
         : queue.accept(request)
-      return Effect.withSpan(submission, "QueueManager.submitRequest")
+      return Effect.withSpan(submission, "QueueManager.submitRequest", {
+        attributes: { "llm_queue.model": queue.modelId, "llm_queue.request_id": settings.nameOf(request.id) }
+      })
     })
 
   return typed({

@@ -67,6 +67,7 @@ import { begin, type Step, toEffect, waitFor } from "./step.ts"
 import * as streams from "./streams.ts"
 import * as time from "./time.ts"
 import * as tokenEstimator from "./tokenEstimator.ts"
+import * as tracing from "./tracing.ts"
 
 /** What happens to requests, for those who read it. */
 export interface Events {
@@ -465,7 +466,12 @@ export const make = Effect.fnUntraced(function*(
     if (entry.deadline !== undefined) deadlines.remove(entry.deadline)
     if (outcome.status === "failed" && letters.isKeeping && entry.state !== "suspended") bury(entry, outcome)
     // The parameters may be large, and secret: they are kept no longer than the processor needs them.
-    if (entry.fiber === undefined) entry.request = entry.span = undefined
+    if (entry.fiber === undefined) {
+      if (entry.trace !== undefined && entry.state !== "dispatched") {
+        entry.trace.waited({ modelId, requestId: entry.id }, exitOf(entry, outcome))
+      }
+      entry.request = entry.trace = undefined
+    }
     // It runs on nobody's permit from now on, and must not keep those who waited for it, nor those they waited for.
     const waiters = releaseWaiters(entry)
     if (entry.state === "suspended") {
@@ -493,6 +499,18 @@ export const make = Effect.fnUntraced(function*(
     for (const by of waiters) breakDeadlock(by)
     checkDrained()
     return true
+  }
+
+  /** How a trace shows an end. */
+  const exitOf = (entry: Entry, outcome: Outcome): Exit.Exit<unknown, unknown> => {
+    switch (outcome.status) {
+      case "completed":
+        return Exit.void
+      case "failed":
+        return Exit.failCause(outcome.cause)
+      case "cancelled":
+        return Exit.fail(new QueueError.RequestCancelled({ modelId, requestId: entry.id }))
+    }
   }
 
   const fail = (entry: Entry, error: QueueError.SubmitError) =>
@@ -667,7 +685,7 @@ export const make = Effect.fnUntraced(function*(
       hasDeadline,
       processingTimeout,
       context: context === request ? requestContext.given(request) : context,
-      span: Context.getOrUndefined(fiber.context, Tracer.ParentSpan),
+      trace: tracing.of(fiber, clock),
       awaitedBy: none,
       awaits: undefined,
       nested: request.waitForCompletion && isProcessing(fiber.getRef(CurrentEntry)),
@@ -1108,6 +1126,7 @@ export const make = Effect.fnUntraced(function*(
         : limiter.refuse(entry.reservation!, refusal, observations)
     )
     if (returnsPermit(entry)) yield* survive(() => limiter.releasePermit)
+    entry.trace?.end(Exit.failCause(cause), entry.usage, refusal.kind)
     const delay = entry.outcome === undefined ? yield* waitFor(delayOf(entry, refusal, gate)) : undefined
     running.delete(entry)
     entry.fiber = undefined
@@ -1117,7 +1136,7 @@ export const make = Effect.fnUntraced(function*(
       requeue(entry, refusal, delay)
     } else {
       exempt.delete(entry)
-      entry.span = undefined
+      entry.trace = undefined
       if (!end(entry, outcome)) {
         entry.request = undefined
         checkDrained()
@@ -1137,7 +1156,7 @@ export const make = Effect.fnUntraced(function*(
   const finished = (entry: Entry, outcome: Outcome, at: number): void => {
     running.delete(entry)
     exempt.delete(entry)
-    entry.fiber = entry.span = undefined
+    entry.fiber = entry.trace = undefined
     scheduler.happened(entry.tenant)
     wake()
     if (outcome.status === "completed") {
@@ -1164,6 +1183,7 @@ export const make = Effect.fnUntraced(function*(
     if (usage !== undefined) settled(entry, usage, settlement!)
     // A further report would say the same, so its charges need not be kept as long as its status.
     if (settlement === "settled") entry.reservation = undefined
+    entry.trace?.end(exit, entry.usage)
     finished(entry, outcome, at)
   }
 
@@ -1194,6 +1214,7 @@ export const make = Effect.fnUntraced(function*(
     } else if (usage !== undefined) yield* survive(() => settle(entry, usage))
     yield* survive(() => limiter.complete(entry.reservation!))
     if (returnsPermit(entry)) yield* survive(() => limiter.releasePermit)
+    entry.trace?.end(exit, entry.usage)
     finished(entry, outcome, now())
   }
 
@@ -1222,7 +1243,19 @@ export const make = Effect.fnUntraced(function*(
     if (entry.context !== requestContext.none) {
       inner = Context.add(inner, requestContext.CurrentRequestContext, entry.context)
     }
-    if (entry.span !== undefined) inner = Context.add(inner, Tracer.ParentSpan, entry.span)
+    const { trace } = entry
+    if (trace !== undefined) {
+      const described = { modelId, requestId: entry.id }
+      trace.waited(described, Exit.void)
+      const span = trace.begin({
+        ...described,
+        provider: config.provider?.profile.name,
+        tenant: entry.tenant,
+        attempt: entry.attempts,
+        cost: entry.cost
+      })
+      if (span !== undefined) inner = Context.add(inner, Tracer.ParentSpan, span)
+    }
     Effect.runForkWith(inner)(attempt(entry, request, scope)).addObserver((exit) => finish(entry, exit))
   }
 
@@ -1334,6 +1367,11 @@ export const make = Effect.fnUntraced(function*(
       : immediate.admit(cost, permit, options, now())
   }
 
+  const keptBack = (entry: Entry, by: Reason): void => {
+    reason = by
+    if (entry.trace !== undefined) entry.trace.waitedFor = by
+  }
+
   /** Whether only the tenant of a request is kept back. */
   const isHeld = ({ scope }: Blocked): boolean => scope !== undefined && scope !== "model"
 
@@ -1419,7 +1457,7 @@ export const make = Effect.fnUntraced(function*(
         }
         return { wait: 0, isFinal: true }
       }
-      reason = admission.by
+      keptBack(entry, admission.by)
       if (!isHeld(admission)) return { wait: admission.wait, isFinal: true }
       heldWait = Math.min(heldWait, admission.wait)
     }
@@ -1446,7 +1484,7 @@ export const make = Effect.fnUntraced(function*(
       fail(head, budgetExceeded(head, admission.excess))
       return 0
     }
-    reason = admission.by
+    keptBack(head, admission.by)
     if (!isHeld(admission)) return yield* pass(head, admission)
     // The requests of its tenant wait, and hold back nobody else.
     if (head.lane !== undefined) {
@@ -1478,7 +1516,7 @@ export const make = Effect.fnUntraced(function*(
         const head = isHeldBack ? undefined : scheduler.peek()
         const gateWait = head === undefined || gate === undefined ? 0 : gate.wait(at, running.size)
         if (gateWait > 0) {
-          reason = "provider"
+          keptBack(head!, "provider")
           wait = Math.min(wait, gateWait)
         } else if (head !== undefined) {
           const { changes } = scheduler
@@ -1821,6 +1859,7 @@ export const make = Effect.fnUntraced(function*(
     streaming: (entry) => {
       entry.firstElementAt = now()
       observer?.firstElement(entry, entry.firstElementAt - entry.dispatchedAt!)
+      entry.trace?.firstElement()
       gate?.streaming(entry, entry.firstElementAt)
       wake()
     },
