@@ -26,7 +26,9 @@ const suites = [
   "test/internal",
   "test/updateRateLimiters.test.ts",
   "test/ai",
-  "test/HttpClient.test.ts"
+  "test/HttpClient.test.ts",
+  "test/Metrics.test.ts",
+  "test/tracing.test.ts"
 ].filter((suite) => existsSync(join(root, suite)))
 
 /** A mutant may hang where no scheduler sees it. */
