@@ -306,6 +306,8 @@ export const make = Effect.fnUntraced(function*(
  * - A request holds its permit until its response is there with all of its body. A body that comes bit by bit
  *   (`text/event-stream` and the like) is passed on as it comes, and read at the provider's pace: a reader that is slow, or
  *   never comes, holds no permit. One that leaves early, or an interruption before the response, aborts the request.
+ *   A scope of `HttpClient.withScope` does so when it closes. A body that nobody reads and that never ends keeps its permit
+ *   until the queue's `processingTimeout`, so give it one: there is none by default.
  * - Input tokens are estimated from the strings of the JSON body, and better with every response; the most output tokens
  *   are what it says itself (`max_tokens`, `max_completion_tokens`, `max_output_tokens`, `maxOutputTokens`). `estimate` and
  *   `request` can say more. The reservation is settled by the usage in the response, of a stream by that in its events.

@@ -74,7 +74,8 @@ const follow = (response: Response, reader: Reader): (chunk: Uint8Array) => void
 const maxLine = 1_000_000
 
 /**
- * A response whose body is passed on as it comes, and what has to run until it has come. That ends with the usage, and
+ * A response whose body is passed on as it comes, and what has to run until it has come. That ends with the usage, when
+ * the body has ended or its reader has left.
  */
 export const passedOn = (
   response: Response
