@@ -20,7 +20,6 @@ import { measure } from "./internal/tokenEstimator.ts"
 import type * as ModelConfig from "./ModelConfig.ts"
 import type * as QueueError from "./QueueError.ts"
 import * as QueueManager from "./QueueManager.ts"
-import type * as QueueRequest from "./QueueRequest.ts"
 
 /**
  * What a queue knows of a call, and estimates its tokens from.
@@ -33,14 +32,14 @@ export interface Call {
 }
 
 /**
- * Options of a queued embedding model: its limits, and all that a queue of streams can be given.
+ * Options of a queued embedding model: its limits, all that a queue of streams can be given, and `request`, which says what
+ * a single request asks of the queue.
  *
  * @category models
  * @since 0.1.0
  */
 export type Options =
-  & Omit<ModelConfig.StreamOptions<Call, never>, "usage">
-  & ModelConfig.Limits
+  & calls.Options<Call>
   & {
     /** The id of the model in the queue manager. Default: the `Model.ModelName` of the context, if it has one. */
     readonly modelId?: string | undefined
@@ -51,8 +50,6 @@ export type Options =
      * request of its own. Default: a quarter of the smallest limit on tokens, so that several fit.
      */
     readonly maxTokens?: number | undefined
-    /** What a call asks of the queue besides: a priority, a tenant, a timeout, labels, … Default: nothing. */
-    readonly request?: ((call: Call) => QueueRequest.RequestOptions) | undefined
   }
 
 const mostInputs = 2048

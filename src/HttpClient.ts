@@ -25,7 +25,6 @@ import type * as ModelConfig from "./ModelConfig.ts"
 import * as ProviderProfile from "./ProviderProfile.ts"
 import * as QueueError from "./QueueError.ts"
 import type * as QueueManager from "./QueueManager.ts"
-import type * as QueueRequest from "./QueueRequest.ts"
 
 /**
  * What a queue knows of an HTTP request, and estimates its tokens from.
@@ -39,18 +38,13 @@ export interface Call {
 }
 
 /**
- * The queue of one model: its limits, and all that a queue of streams can be given.
+ * The queue of one model: its limits, all that a queue of streams can be given, and `request`, which says what a single HTTP
+ * request asks of the queue.
  *
  * @category models
  * @since 0.1.0
  */
-export type QueueOptions =
-  & Omit<ModelConfig.StreamOptions<Call, never>, "usage">
-  & ModelConfig.Limits
-  & {
-    /** What a request asks of the queue besides: a priority, a tenant, a timeout, labels, … Default: nothing. */
-    readonly request?: ((call: Call) => QueueRequest.RequestOptions) | undefined
-  }
+export type QueueOptions = calls.Options<Call>
 
 /**
  * Options of a queued HTTP client.

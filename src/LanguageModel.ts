@@ -27,7 +27,6 @@ import { measure } from "./internal/tokenEstimator.ts"
 import type * as ModelConfig from "./ModelConfig.ts"
 import type * as QueueError from "./QueueError.ts"
 import type * as QueueManager from "./QueueManager.ts"
-import type * as QueueRequest from "./QueueRequest.ts"
 
 /**
  * What a queue knows of a call, and estimates its tokens from.
@@ -41,14 +40,14 @@ export interface Call {
 }
 
 /**
- * Options of a queued language model: its limits, and all that a queue of streams can be given.
+ * Options of a queued language model: its limits, all that a queue of streams can be given, and `request`, which says what a
+ * single call asks of the queue; the method that is called is in the request's `metadata.method`.
  *
  * @category models
  * @since 0.1.0
  */
 export type Options =
-  & Omit<ModelConfig.StreamOptions<Call, never>, "usage">
-  & ModelConfig.Limits
+  & calls.Options<Call>
   & {
     /** The id of the model in the queue manager. Default: the `Model.ModelName` of the context, if it has one. */
     readonly modelId?: string | undefined
@@ -57,11 +56,6 @@ export type Options =
      * Limits reserve it where the provider counts it on arrival. Default: none.
      */
     readonly maxOutputTokens?: number | undefined
-    /**
-     * What a call asks of the queue besides: a priority, a tenant, a timeout, labels, … Default: nothing. The method that
-     * is called is in the request's `metadata.method`.
-     */
-    readonly request?: ((call: Call) => QueueRequest.RequestOptions) | undefined
   }
 
 /**

@@ -15,6 +15,15 @@ import * as QueueManager from "../QueueManager.ts"
 import type * as QueueRequest from "../QueueRequest.ts"
 import { CurrentEntry, type ProcessorFailure } from "./entry.ts"
 
+/** What a queue of calls can be given: its limits, and all that a queue of streams has. */
+export type Options<P> =
+  & Omit<ModelConfig.StreamOptions<P, never>, "usage">
+  & ModelConfig.Limits
+  & {
+    /** What a call asks of the queue besides: a priority, a tenant, a timeout, labels, … Default: nothing. */
+    readonly request?: ((call: P) => QueueRequest.RequestOptions) | undefined
+  }
+
 /**
  * A failure of a call that is not for the queue to read: it says nothing about the provider. What the queue looks for in
  * failures is in none of its fields.
