@@ -185,6 +185,43 @@ describe("traces", () => {
       assert.deepStrictEqual(times(attempt), [0, 4000])
     }))
 
+  it.effect("do no harm when the tracer breaks", () =>
+    Effect.gen(function*() {
+      let breaks = false
+      const refuse = () => {
+        if (breaks) throw new Error("a broken tracer")
+      }
+      class Broken extends Tracer.NativeSpan {
+        override attribute(key: string, value: unknown) {
+          refuse()
+          super.attribute(key, value)
+        }
+        override end(...args: Parameters<Tracer.NativeSpan["end"]>) {
+          // Effect's own spans are not ours to guard.
+          if (this.name.startsWith("ModelQueue")) refuse()
+          super.end(...args)
+        }
+      }
+      const tracer = Tracer.make({ span: (options) => new Broken(options) })
+      yield* Effect.gen(function*() {
+        const manager = yield* QueueManager.QueueManager
+        yield* manager.registerQueue(Model, ({ params }) => {
+          breaks = true
+          return Effect.as(Effect.sleep(params.takes ?? 0), { inputTokens: 1, outputTokens: 1 })
+        })
+        const fiber = yield* Effect.forkChild(
+          Effect.onExit(manager.submit(Model, { takes: 100 }, options), () => Effect.sync(() => breaks = false))
+        )
+        const cancelled = yield* Effect.forkChild(manager.submit(Model, {}, options))
+        yield* TestClock.adjust(0)
+        yield* Fiber.interrupt(cancelled)
+        yield* TestClock.adjust("1 second")
+        assert.strictEqual((yield* Fiber.join(fiber)).status, "completed")
+        const { depth, running } = yield* manager.getQueueInfo(Model)
+        assert.deepStrictEqual([depth, running], [0, 0])
+      }).pipe(Effect.scoped, Effect.provide(QueueManager.layer), Effect.withTracer(tracer))
+    }))
+
   it.effect("have no texts in them", () =>
     Effect.gen(function*() {
       const Texts = ModelConfig.makeUntyped<string, string>("texts", { rateLimit: 10 })

@@ -40,7 +40,9 @@ export class SeededScheduler implements Scheduler.Scheduler {
 
   shouldYield(fiber: Fiber.Fiber<unknown, unknown>): boolean {
     this.ran++
-    return this.options.random() < this.options.yields || fiber.currentOpCount >= 2048
+    // A fiber that is interrupted before it has begun must not give way before that: it would begin all the same.
+    const mayYield = this.options.random() < this.options.yields && fiber.currentOpCount > 1
+    return mayYield || fiber.currentOpCount >= 2048
   }
 
   makeDispatcher(): Scheduler.SchedulerDispatcher {
