@@ -135,6 +135,28 @@ export interface RequestFilter {
 }
 
 /**
+ * A request that waits or is being processed.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface ActiveRequest {
+  readonly requestId: string
+  readonly status: "pending" | "processing"
+  readonly tenant: string | undefined
+  /** Its head start in seconds: `"high"` is 60. */
+  readonly priority: number
+  readonly labels: Readonly<Record<string, string>>
+  /** Milliseconds since 1970, by the system's clock. */
+  readonly createdAt: number
+  /** So far. */
+  readonly queueTime: Duration.Duration
+  readonly processingTime: Duration.Duration
+  /** How often it was handed to its processor. */
+  readonly attempts: number
+}
+
+/**
  * Options of a manager.
  *
  * @category models
@@ -353,6 +375,17 @@ export class QueueManager extends Context.Service<QueueManager, {
     Duration.Duration,
     QueueError.ModelNotRegistered | QueueError.InvalidRequest | QueueError.RequestTooLarge
   >
+
+  /**
+   * Those requests of a queue that have not ended and are meant by the filter, at most `limit` of them (default 100): first
+   * what is being processed, then what waits, by the time of its submission less its head start, which is the order inside
+   * of a tenant. Requests that share the call of another one are not among them.
+   */
+  getRequests(
+    model: ModelConfig.Any | string,
+    filter?: RequestFilter,
+    options?: { readonly limit?: number | undefined }
+  ): Effect.Effect<ReadonlyArray<ActiveRequest>, QueueError.ModelNotRegistered | QueueError.InvalidRequest>
 
   /** The state of a queue and of its limits. */
   getQueueInfo(model: ModelConfig.Any | string): Effect.Effect<QueueInfo, QueueError.ModelNotRegistered>

@@ -330,6 +330,15 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
     getStatus: Effect.fn("QueueManager.getStatus")(function*(model: AnyModel | string, requestId: string) {
       return yield* (yield* queueOf(model)).status(requestId)
     }),
+    getRequests: Effect.fn("QueueManager.getRequests")(
+      function*(
+        model: AnyModel | string,
+        filter?: QueueManager.RequestFilter,
+        options?: { readonly limit?: number | undefined }
+      ) {
+        return yield* (yield* queueOf(model)).list(filter ?? {}, options?.limit)
+      }
+    ),
     getQueueInfo: Effect.fn("QueueManager.getQueueInfo")(function*(model: AnyModel | string) {
       return yield* (yield* queueOf(model)).info
     }),

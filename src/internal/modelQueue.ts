@@ -105,6 +105,11 @@ export interface ModelQueue {
     id: string,
     usage: unknown
   ) => Effect.Effect<RateLimiter.Settlement, QueueError.RequestNotFound | QueueError.InvalidRequest>
+  /** Of those that are meant, the first that have not ended. */
+  readonly list: (
+    filter: QueueManager.RequestFilter,
+    limit: unknown
+  ) => Effect.Effect<ReadonlyArray<QueueManager.ActiveRequest>, QueueError.InvalidRequest>
   /** Of those that are meant, all that have not ended. */
   readonly cancelAll: (filter: QueueManager.RequestFilter) => Effect.Effect<number, QueueError.InvalidRequest>
   /** `false` when it does not wait. */
@@ -1751,37 +1756,70 @@ export const make = Effect.fnUntraced(function*(
     return found
   }
 
+  /** Those that have not ended and are meant, what is being processed first. */
+  const meantBy = (filter: QueueManager.RequestFilter): Array<Entry> | QueueError.InvalidRequest => {
+    const matches = settings.requestFilter(filter)
+    if (typeof matches !== "function") {
+      return new QueueError.InvalidRequest({ modelId, requestId: "", problems: matches })
+    }
+    const at = now()
+    const meant: Array<Entry> = []
+    try {
+      for (const list of [Array.from(running), listed(suspended), listed(waiting)]) {
+        for (const entry of list) {
+          if (entry.outcome !== undefined) continue
+          const described = {
+            id: entry.id,
+            tenant: entry.tenant,
+            labels: entry.request!.labels,
+            headStart: entry.headStart,
+            status: entry.state === "dispatched" ? "processing" : "pending",
+            age: at - entry.submittedAt
+          } as const
+          if (matches(described, () => response(entry, at))) meant.push(entry)
+        }
+      }
+    } catch (error) {
+      const problems = [`filter.where: threw ${settings.show(error)}`]
+      return new QueueError.InvalidRequest({ modelId, requestId: "", problems })
+    }
+    return meant
+  }
+
   const cancelAll = (filter: QueueManager.RequestFilter) =>
     Effect.suspend(() => {
-      const matches = settings.requestFilter(filter)
-      if (typeof matches !== "function") {
-        return Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: "", problems: matches }))
-      }
-      const at = now()
-      const meant: Array<Entry> = []
-      try {
-        // What is being processed first: else it would hear that what it waits for was cancelled, and go on.
-        for (const list of [Array.from(running), listed(suspended), listed(waiting)]) {
-          for (const entry of list) {
-            if (entry.outcome !== undefined) continue
-            const described = {
-              id: entry.id,
-              tenant: entry.tenant,
-              labels: entry.request!.labels,
-              headStart: entry.headStart,
-              status: entry.state === "dispatched" ? "processing" : "pending",
-              age: at - entry.submittedAt
-            } as const
-            if (matches(described, () => response(entry, at))) meant.push(entry)
-          }
-        }
-      } catch (error) {
-        const problems = [`filter.where: threw ${settings.show(error)}`]
-        return Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: "", problems }))
-      }
+      // Else what is being processed would hear that what it waits for was cancelled, and go on: it is first.
+      const meant = meantBy(filter)
+      if (!Array.isArray(meant)) return Effect.fail(meant)
       // One may cancel another that it waits for, which counts all the same.
       for (const entry of meant) cancelEntry(entry)
       return Effect.succeed(meant.filter(({ outcome }) => outcome?.status === "cancelled").length)
+    })
+
+  const list: ModelQueue["list"] = (filter, limit) =>
+    Effect.suspend(() => {
+      const problems: Array<string> = []
+      const most = settings.whole("limit", limit, 100, problems)
+      const meant = problems.length > 0
+        ? new QueueError.InvalidRequest({ modelId, requestId: "", problems })
+        : meantBy(filter)
+      if (!Array.isArray(meant)) return Effect.fail(meant)
+      const at = now()
+      const place = ({ headStart, state, submittedAt }: Entry) =>
+        submittedAt - headStart - (state === "dispatched" ? Number.MAX_SAFE_INTEGER : 0)
+      return Effect.succeed(
+        meant.toSorted((a, b) => place(a) - place(b)).slice(0, most).map((entry): QueueManager.ActiveRequest => ({
+          requestId: entry.id,
+          status: entry.state === "dispatched" ? "processing" : "pending",
+          tenant: entry.tenant,
+          priority: entry.headStart / 1000,
+          labels: entry.request?.labels ?? {},
+          createdAt: entry.createdAt,
+          queueTime: Duration.millis(waitingTime(entry, at)),
+          processingTime: Duration.millis(processingTime(entry, at)),
+          attempts: entry.attempts
+        }))
+      )
     })
 
   const cancelEntry = (entry: Entry): boolean => {
@@ -1818,6 +1856,7 @@ export const make = Effect.fnUntraced(function*(
     status: (id) => Effect.map(find(id), (entry) => response(entry, now())),
     cancel: (id) => Effect.map(find(id), cancelEntry),
     cancelAll,
+    list,
     changePriority: (id, priority) =>
       Effect.flatMap(find(id), (entry) => {
         const headStart = settings.headStart(priority)

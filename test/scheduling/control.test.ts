@@ -27,6 +27,48 @@ const open = Effect.fnUntraced(function*(options: ModelConfig.Options<number, st
   return { manager, Model, started, ended, submit, state }
 })
 
+describe("getRequests", () => {
+  it.effect("lists what is being processed and what waits, in order, as far as it is asked for", () =>
+    Effect.gen(function*() {
+      const { Model, manager, submit } = yield* open({ rateLimiters: [RateLimiter.concurrent(1)] })
+      yield* submit("runs", { tenant: "acme", labels: { task: "summary" } }, 10_000)
+      yield* TestClock.adjust("1 second")
+      yield* submit("first")
+      yield* TestClock.adjust("1 second")
+      yield* submit("urgent", { priority: "high" })
+      yield* submit("late", { priority: -30 })
+      yield* TestClock.adjust("1 second")
+      const ids = (filter?: QueueManager.RequestFilter, limit?: number) =>
+        Effect.map(
+          manager.getRequests(Model, filter, { limit }),
+          (requests) => requests.map(({ requestId }) => requestId)
+        )
+      assert.deepStrictEqual(yield* ids(), ["runs", "urgent", "first", "late"])
+      assert.deepStrictEqual(yield* ids({}, 2), ["runs", "urgent"])
+      assert.deepStrictEqual(yield* ids({ status: "pending" }), ["urgent", "first", "late"])
+      assert.deepStrictEqual(yield* ids({ tenant: "acme" }), ["runs"])
+      const [running, urgent] = yield* manager.getRequests("model")
+      assert.deepStrictEqual(running, {
+        requestId: "runs",
+        status: "processing",
+        tenant: "acme",
+        priority: 0,
+        labels: { task: "summary" },
+        createdAt: 0,
+        queueTime: Duration.millis(0),
+        processingTime: Duration.millis(3000),
+        attempts: 1
+      })
+      assert.deepInclude(urgent, { status: "pending", priority: 60, queueTime: Duration.millis(1000), attempts: 0 })
+      assert.strictEqual((yield* Effect.flip(manager.getRequests("none")))._tag, "ModelNotRegistered")
+      const bad = yield* Effect.flip(manager.getRequests(Model, { tenant: 1 as never }, { limit: 0 }))
+      assert(bad._tag === "InvalidRequest")
+      assert.isAbove(bad.problems.length, 0)
+      yield* TestClock.adjust("1 minute")
+      assert.deepStrictEqual(yield* ids(), [])
+    }).pipe(Effect.provide(Manager)))
+})
+
 describe("pauseQueue", () => {
   it.effect("dispatches nothing until it is resumed; what runs goes on, and timeouts do", () =>
     Effect.gen(function*() {
