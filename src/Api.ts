@@ -1,0 +1,566 @@
+/**
+ * What an operator sees and does, over HTTP: a typed `HttpApi`, its OpenAPI document, and a client.
+ *
+ * `effect/http` and `effect/http-api` are unstable: a minor version of Effect may need a new version of this module.
+ *
+ * @since 0.1.0
+ */
+import * as Cause from "effect/Cause"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as FileSystem from "effect/FileSystem"
+import * as HttpApi from "effect/http-api/HttpApi"
+import * as HttpApiBuilder from "effect/http-api/HttpApiBuilder"
+import * as HttpApiClient from "effect/http-api/HttpApiClient"
+import * as HttpApiEndpoint from "effect/http-api/HttpApiEndpoint"
+import * as HttpApiGroup from "effect/http-api/HttpApiGroup"
+import * as HttpApiMiddleware from "effect/http-api/HttpApiMiddleware"
+import * as HttpApiSchema from "effect/http-api/HttpApiSchema"
+import * as HttpApiSecurity from "effect/http-api/HttpApiSecurity"
+import * as OpenApi from "effect/http-api/OpenApi"
+import type * as Etag from "effect/http/Etag"
+import * as HttpClient from "effect/http/HttpClient"
+import * as HttpClientRequest from "effect/http/HttpClientRequest"
+import type * as HttpPlatform from "effect/http/HttpPlatform"
+import type * as HttpRouter from "effect/http/HttpRouter"
+import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import * as Layer from "effect/Layer"
+import type * as Path from "effect/Path"
+import * as Redacted from "effect/Redacted"
+import * as Schema from "effect/Schema"
+import * as Stream from "effect/Stream"
+import * as QueueError from "./QueueError.ts"
+import * as QueueManager from "./QueueManager.ts"
+import type * as QueueResponse from "./QueueResponse.ts"
+import type * as RateLimiter from "./RateLimiter.ts"
+
+// ---------------------------------------------------------------------------------------------------------------
+// What is seen
+// ---------------------------------------------------------------------------------------------------------------
+
+const Millis = Schema.NullOr(Schema.Finite)
+
+/**
+ * A limit of a queue. `null` where there is none: a limit without a period, a pause, a time after which there is capacity.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Limit = Schema.Struct({
+  type: Schema.String,
+  limit: Schema.Finite,
+  /** Less while the provider asks for less. */
+  enforced: Schema.Finite,
+  used: Schema.Finite,
+  available: Schema.Finite,
+  periodMillis: Millis,
+  marginMillis: Schema.Finite,
+  pausedForMillis: Millis,
+  nextCapacityMillis: Millis
+})
+
+/**
+ * A queue and its limits, as `QueueManager.QueueInfo` has them.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Queue = Schema.Struct({
+  modelId: Schema.String,
+  state: Schema.Literals(["open", "paused", "draining", "closing", "closed"]),
+  capacity: Schema.Finite,
+  depth: Schema.Finite,
+  suspended: Schema.Finite,
+  running: Schema.Finite,
+  completed: Schema.Finite,
+  failed: Schema.Finite,
+  cancelled: Schema.Finite,
+  limits: Schema.Array(Limit),
+  provider: Schema.NullOr(Schema.Struct({
+    name: Schema.String,
+    state: Schema.Literals(["available", "unavailable", "quotaExhausted", "probing"]),
+    retryInMillis: Millis,
+    concurrency: Schema.NullOr(Schema.Finite),
+    refusals: Schema.Record(Schema.String, Schema.Finite)
+  }))
+})
+
+/**
+ * A request that waits or is being processed. Its parameters are never shown.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const ActiveRequest = Schema.Struct({
+  requestId: Schema.String,
+  status: Schema.Literals(["pending", "processing"]),
+  tenant: Schema.NullOr(Schema.String),
+  /** Seconds of head start. */
+  priority: Schema.Finite,
+  labels: Schema.Record(Schema.String, Schema.String),
+  /** Milliseconds since 1970. */
+  createdAt: Schema.Finite,
+  queueTimeMillis: Schema.Finite,
+  processingTimeMillis: Schema.Finite,
+  attempts: Schema.Finite
+})
+
+/**
+ * A change of a request's status. Results are never shown, and of failures that are not the queue's own only the name: their
+ * texts may quote a prompt.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Event = Schema.Struct({
+  requestId: Schema.String,
+  modelId: Schema.String,
+  tenant: Schema.NullOr(Schema.String),
+  status: Schema.Literals(["pending", "processing", "completed", "failed", "cancelled"]),
+  createdAt: Schema.Finite,
+  queueTimeMillis: Schema.Finite,
+  processingTimeMillis: Schema.Finite,
+  attempts: Schema.Finite,
+  inputTokens: Schema.NullOr(Schema.Finite),
+  outputTokens: Schema.NullOr(Schema.Finite),
+  error: Schema.NullOr(Schema.Struct({ name: Schema.String, message: Schema.NullOr(Schema.String) }))
+})
+
+// ---------------------------------------------------------------------------------------------------------------
+// What can go wrong
+// ---------------------------------------------------------------------------------------------------------------
+
+/**
+ * There is no such model, or no such request.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class NotFound extends Schema.TaggedError<NotFound>("effect-llm-queue/Api/NotFound")(
+  "NotFound",
+  { message: Schema.String },
+  { httpApiStatus: 404 }
+) {}
+
+/**
+ * What is asked for makes no sense.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class Invalid extends Schema.TaggedError<Invalid>("effect-llm-queue/Api/Invalid")(
+  "Invalid",
+  { problems: Schema.Array(Schema.String) },
+  { httpApiStatus: 422 }
+) {}
+
+/**
+ * The token is missing or wrong.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class Unauthorized extends Schema.TaggedError<Unauthorized>("effect-llm-queue/Api/Unauthorized")(
+  "Unauthorized",
+  { message: Schema.String },
+  { httpApiStatus: 401 }
+) {}
+
+/**
+ * It is not for those that ask: an action where there are none, another host or page.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class Forbidden extends Schema.TaggedError<Forbidden>("effect-llm-queue/Api/Forbidden")(
+  "Forbidden",
+  { message: Schema.String },
+  { httpApiStatus: 403 }
+) {}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The API
+// ---------------------------------------------------------------------------------------------------------------
+
+/**
+ * Lets in who may see: with a bearer token where the server has one, else from the same machine only.
+ *
+ * @category middleware
+ * @since 0.1.0
+ */
+export class Authorization extends HttpApiMiddleware.Service<Authorization, { provides: never; requires: never }>()(
+  "effect-llm-queue/Api/Authorization",
+  {
+    requiredForClient: true,
+    security: { bearer: HttpApiSecurity.bearer },
+    error: [Unauthorized, Forbidden]
+  }
+) {}
+
+/**
+ * Lets those act who may.
+ *
+ * @category middleware
+ * @since 0.1.0
+ */
+export class Actions
+  extends HttpApiMiddleware.Service<Actions, { provides: never; requires: never }>()("effect-llm-queue/Api/Actions", {
+    error: Forbidden
+  })
+{}
+
+const model = { modelId: Schema.String }
+const request = { modelId: Schema.String, requestId: Schema.String }
+
+const Filter = Schema.Struct({
+  ids: Schema.optional(Schema.Array(Schema.String)),
+  tenant: Schema.optional(Schema.String),
+  labels: Schema.optional(Schema.Record(Schema.String, Schema.String)),
+  priority: Schema.optional(Schema.Finite),
+  status: Schema.optional(Schema.Literals(["pending", "processing"])),
+  olderThanMillis: Schema.optional(Schema.Finite)
+})
+
+const Seen = HttpApiGroup.make("queues").add(
+  HttpApiEndpoint.get("list", "/queues", { success: Schema.Array(Queue) }),
+  HttpApiEndpoint.get("get", "/queues/:modelId", { params: model, success: Queue, error: NotFound }),
+  HttpApiEndpoint.get("requests", "/queues/:modelId/requests", {
+    params: model,
+    query: {
+      status: Schema.optional(Schema.Literals(["pending", "processing"])),
+      tenant: Schema.optional(Schema.String),
+      limit: Schema.optional(Schema.FiniteFromString)
+    },
+    success: Schema.Array(ActiveRequest),
+    error: [NotFound, Invalid]
+  }),
+  HttpApiEndpoint.get("events", "/events", { success: HttpApiSchema.StreamNdjson({ schema: Event }) }),
+  HttpApiEndpoint.get("live", "/live", { success: HttpApiSchema.StreamSse({ data: Schema.Array(Queue) }) })
+).middleware(Authorization)
+
+const Acts = HttpApiGroup.make("actions").add(
+  HttpApiEndpoint.post("pause", "/queues/:modelId/pause", { params: model, error: NotFound }),
+  HttpApiEndpoint.post("resume", "/queues/:modelId/resume", { params: model, error: NotFound }),
+  HttpApiEndpoint.post("drain", "/queues/:modelId/drain", { params: model, error: NotFound }),
+  HttpApiEndpoint.post("cancel", "/queues/:modelId/cancel", {
+    params: model,
+    payload: Filter,
+    success: Schema.Struct({ cancelled: Schema.Finite }),
+    error: [NotFound, Invalid]
+  }),
+  HttpApiEndpoint.post("changePriority", "/queues/:modelId/requests/:requestId/priority", {
+    params: request,
+    payload: Schema.Struct({ priority: Schema.Finite }),
+    success: Schema.Struct({ changed: Schema.Boolean }),
+    error: [NotFound, Invalid]
+  }),
+  HttpApiEndpoint.put("updateLimits", "/queues/:modelId/limits", {
+    params: model,
+    payload: Schema.Struct({
+      limits: Schema.Array(Schema.Struct({
+        type: Schema.Literals(["rpm", "rpd", "tpm", "tpd", "itpm", "otpm", "concurrent"]),
+        limit: Schema.Finite,
+        periodMillis: Schema.optional(Schema.Finite)
+      }))
+    }),
+    error: [NotFound, Invalid]
+  })
+).middleware(Actions).middleware(Authorization)
+
+/**
+ * The whole API, under `/llm-queue`. It has no code of the server.
+ *
+ * @category api
+ * @since 0.1.0
+ */
+export class Api extends HttpApi.make("effect-llm-queue").add(Seen).add(Acts).prefix("/llm-queue").annotateMerge(
+  OpenApi.annotations({
+    title: "effect-llm-queue",
+    description: "Queues of LLM requests: their state, what waits, and what an operator can do."
+  })
+) {}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The server
+// ---------------------------------------------------------------------------------------------------------------
+
+const millis = (duration: Duration.Duration | undefined): number | null => {
+  if (duration === undefined) return null
+  const value = Duration.toMillis(duration)
+  return Number.isFinite(value) ? value : null
+}
+
+const toLimit = (usage: RateLimiter.Usage): typeof Limit.Type => ({
+  type: usage.type,
+  limit: usage.limit,
+  enforced: usage.enforced,
+  used: usage.used,
+  available: usage.available,
+  periodMillis: millis(usage.timePeriod),
+  marginMillis: Duration.toMillis(usage.margin),
+  pausedForMillis: millis(usage.pausedFor),
+  nextCapacityMillis: millis(usage.timeUntilNextCapacity)
+})
+
+const toQueue = (info: QueueManager.QueueInfo): typeof Queue.Type => ({
+  modelId: info.modelId,
+  state: info.state,
+  capacity: info.capacity,
+  depth: info.depth,
+  suspended: info.suspended,
+  running: info.running,
+  completed: info.completed,
+  failed: info.failed,
+  cancelled: info.cancelled,
+  limits: info.rateLimiters.map(toLimit),
+  provider: info.provider === undefined ? null : {
+    name: info.provider.name,
+    state: info.provider.state,
+    retryInMillis: millis(info.provider.retryIn),
+    concurrency: info.provider.concurrency ?? null,
+    refusals: info.provider.refusals
+  }
+})
+
+const errorOf = (cause: Cause.Cause<unknown>): NonNullable<typeof Event.Type["error"]> => {
+  const error: unknown = Cause.squash(cause)
+  if (QueueError.isQueueError(error) && error._tag !== "ProcessingError") {
+    // The provider's words may be in what it has caused.
+    const isTold = !("cause" in error) || error.cause === undefined
+    return { name: error._tag, message: isTold ? error.message : null }
+  }
+  const tag = typeof error === "object" && error !== null && "_tag" in error ? error._tag : undefined
+  return { name: typeof tag === "string" ? tag : error instanceof Error ? error.name : typeof error, message: null }
+}
+
+const toEvent = (response: QueueResponse.QueueResponse<unknown, unknown>): typeof Event.Type => ({
+  requestId: response.requestId,
+  modelId: response.modelId,
+  tenant: response.tenant ?? null,
+  status: response.status,
+  createdAt: response.createdAt,
+  queueTimeMillis: Duration.toMillis(response.queueTime),
+  processingTimeMillis: Duration.toMillis(response.processingTime),
+  attempts: response.attempts,
+  inputTokens: response.inputTokensUsed ?? null,
+  outputTokens: response.outputTokensUsed ?? null,
+  error: response.status === "failed" ? errorOf(response.cause) : null
+})
+
+const notFound = (error: { readonly message: string }) => Effect.fail(new NotFound({ message: error.message }))
+
+const missing = { ModelNotRegistered: notFound, RequestNotFound: notFound } as const
+
+const invalid = ({ problems }: { readonly problems: ReadonlyArray<string> }) => Effect.fail(new Invalid({ problems }))
+
+/**
+ * Options of the server.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Options {
+  /**
+   * What a client has to know. Without it only those are let in that ask for this machine by its own name (`localhost`,
+   * `127.0.0.1`, `[::1]`), and nobody can act.
+   */
+  readonly token?: Redacted.Redacted | undefined
+  /** Whether clients with the token can act: pause, resume, drain, cancel, change priorities and limits. Default `false`. */
+  readonly actions?: boolean | undefined
+  /** How often `live` tells the state of the queues. Default: once a second. */
+  readonly interval?: Duration.Input | undefined
+}
+
+/** Takes the same time whatever differs. */
+const isSame = (a: string, b: string): boolean => {
+  let difference = a.length ^ b.length
+  for (let i = 0; i < a.length; i++) difference |= a.charCodeAt(i) ^ (b.charCodeAt(i) || 0)
+  return difference === 0
+}
+
+const ownNames = /^(?:localhost|127\.0\.0\.1|\[::1\])(?::\d+)?$/i
+
+const authorization = ({ token }: Options) =>
+  Layer.succeed(Authorization, {
+    bearer: (effect, { credential }) =>
+      Effect.gen(function*() {
+        const { headers } = yield* HttpServerRequest.HttpServerRequest
+        const { host = "", origin } = headers
+        // A page of somebody else that the browser of an operator shows.
+        if (origin !== undefined && origin.replace(/^https?:\/\//i, "") !== host) {
+          return yield* new Forbidden({ message: "Requests of other pages are not answered." })
+        }
+        if (token !== undefined) {
+          if (isSame(Redacted.value(token), Redacted.value(credential))) return yield* effect
+          return yield* new Unauthorized({ message: "A bearer token is needed: Authorization: Bearer …" })
+        }
+        // The name of another host that leads here is how pages reach what is on this machine.
+        if (ownNames.test(host)) return yield* effect
+        return yield* new Forbidden({
+          message: "Without a token only this machine is answered, by its own name. Give the API one to let in others."
+        })
+      })
+  })
+
+const acting = ({ actions = false, token }: Options) =>
+  Layer.succeed(Actions, (effect) =>
+    actions && token !== undefined
+      ? effect
+      : Effect.fail(new Forbidden({ message: "Actions are off. They need the options `actions: true` and `token`." })))
+
+const seen = ({ interval = "1 second" }: Options) =>
+  HttpApiBuilder.group(
+    Api,
+    "queues",
+    Effect.fnUntraced(function*(handlers) {
+      const manager = yield* QueueManager.QueueManager
+      const all = Effect.map(manager.getAllQueuesInfo, (infos) => Array.from(infos.values(), toQueue))
+      // One for all that look, however many they are. One that cannot keep up misses some.
+      const live = yield* Stream.tick(interval).pipe(
+        Stream.mapEffect(() => all),
+        Stream.share({ capacity: 1, strategy: "sliding", replay: 1 })
+      )
+      return handlers.handleAll({
+        list: () => all,
+        get: ({ params }) =>
+          Effect.map(manager.getQueueInfo(params.modelId), toQueue).pipe(
+            Effect.catchTag("ModelNotRegistered", notFound)
+          ),
+        requests: ({ params, query: { limit, ...filter } }) =>
+          manager.getRequests(params.modelId, filter, { limit }).pipe(
+            Effect.map((requests) =>
+              requests.map(({ processingTime, queueTime, tenant, ...rest }) => ({
+                ...rest,
+                tenant: tenant ?? null,
+                queueTimeMillis: Duration.toMillis(queueTime),
+                processingTimeMillis: Duration.toMillis(processingTime)
+              }))
+            ),
+            Effect.catchTags({ ModelNotRegistered: notFound, InvalidRequest: invalid })
+          ),
+        events: () => Effect.succeed(Stream.map(manager.events, toEvent)),
+        live: () => Effect.succeed(live)
+      })
+    })
+  )
+
+const acts = HttpApiBuilder.group(
+  Api,
+  "actions",
+  Effect.fnUntraced(function*(handlers) {
+    const manager = yield* QueueManager.QueueManager
+    return handlers.handleAll({
+      pause: ({ params }) => manager.pauseQueue(params.modelId).pipe(Effect.catchTag("ModelNotRegistered", notFound)),
+      resume: ({ params }) => manager.resumeQueue(params.modelId).pipe(Effect.catchTag("ModelNotRegistered", notFound)),
+      // It lasts as long as what was accepted, which nobody waits for here.
+      drain: ({ params }) =>
+        Effect.andThen(
+          manager.getQueueInfo(params.modelId).pipe(Effect.catchTag("ModelNotRegistered", notFound)),
+          Effect.asVoid(
+            Effect.forkDetach(Effect.ignore(manager.drainQueue(params.modelId)), { startImmediately: true })
+          )
+        ),
+      cancel: ({ params, payload: { olderThanMillis, ...filter } }) =>
+        manager.cancelRequests(params.modelId, {
+          ...filter,
+          olderThan: olderThanMillis === undefined ? undefined : Duration.millis(olderThanMillis)
+        }).pipe(
+          Effect.map((cancelled) => ({ cancelled })),
+          Effect.catchTags({ ModelNotRegistered: notFound, InvalidRequest: invalid })
+        ),
+      changePriority: ({ params, payload }) =>
+        manager.changePriority(params.modelId, params.requestId, payload.priority).pipe(
+          Effect.map((changed) => ({ changed })),
+          Effect.catchTags({ ...missing, InvalidRequest: invalid })
+        ),
+      updateLimits: ({ params, payload }) =>
+        manager.updateRateLimiters(
+          params.modelId,
+          payload.limits.map(({ limit, periodMillis, type }) => ({
+            type,
+            limit,
+            ...(periodMillis === undefined ? {} : { timePeriod: Duration.millis(periodMillis) })
+          }))
+        ).pipe(Effect.catchTags({ ModelNotRegistered: notFound, InvalidConfiguration: invalid }))
+    })
+  })
+)
+
+/**
+ * The routes of the API, for any HTTP server; its OpenAPI document is at `/llm-queue/openapi.json`.
+ *
+ * **Details**
+ *
+ * - Without a `token` it answers only requests for this machine by its own name, and shows. With one every request needs it,
+ *   and with `actions: true` clients can act. Serve it on a loopback address all the same, unless others have to see it.
+ * - Requests of pages of other origins are refused.
+ * - Parameters, results and the texts of processors' failures are never shown; ids, tenants and labels are.
+ *
+ * **Example** (A server for operators)
+ *
+ * ```ts
+ * import { NodeHttpServer } from "@effect/platform-node"
+ * import { Layer, Redacted } from "effect"
+ * import { QueueManager } from "effect-llm-queue"
+ * import * as QueueApi from "effect-llm-queue/Api"
+ * import { HttpRouter } from "effect/http"
+ * import { createServer } from "node:http"
+ *
+ * const ServerLive = HttpRouter.serve(QueueApi.layer({ token: Redacted.make("secret"), actions: true })).pipe(
+ *   Layer.provide(NodeHttpServer.layer(createServer, { host: "127.0.0.1", port: 4100 })),
+ *   Layer.provide(QueueManager.layer)
+ * )
+ * ```
+ *
+ * @category layers
+ * @since 0.1.0
+ */
+export const layer = (options: Options = {}): Layer.Layer<
+  never,
+  never,
+  | Etag.Generator
+  | FileSystem.FileSystem
+  | HttpPlatform.HttpPlatform
+  | HttpRouter.HttpRouter
+  | Path.Path
+  | QueueManager.QueueManager
+> =>
+  HttpApiBuilder.layer(Api, { openapiPath: "/llm-queue/openapi.json" }).pipe(
+    Layer.provide([seen(options), acts]),
+    Layer.provide([authorization(options), acting(options)])
+  )
+
+/**
+ * A typed client of the API, on the `HttpClient` of the context.
+ *
+ * **Example** (Pausing a queue from elsewhere)
+ *
+ * ```ts
+ * import { Effect, Redacted } from "effect"
+ * import * as QueueApi from "effect-llm-queue/Api"
+ *
+ * const program = Effect.gen(function*() {
+ *   const client = yield* QueueApi.makeClient({ url: "http://127.0.0.1:4100", token: Redacted.make("secret") })
+ *   yield* client.actions.pause({ params: { modelId: "gpt-4" } })
+ * })
+ * ```
+ *
+ * @category constructors
+ * @since 0.1.0
+ */
+export const makeClient = (options: {
+  readonly url: string
+  readonly token?: Redacted.Redacted | undefined
+}): Effect.Effect<HttpApiClient.ForApi<typeof Api>, never, HttpClient.HttpClient> =>
+  Effect.gen(function*() {
+    const authorized = HttpApiMiddleware.layerClient(
+      Authorization,
+      ({ next, request }) =>
+        next(options.token === undefined ? request : HttpClientRequest.bearerToken(request, options.token))
+    )
+    return yield* Effect.provideContext(
+      HttpApiClient.make(Api, { transformClient: HttpClient.mapRequest(HttpClientRequest.prependUrl(options.url)) }),
+      // It holds nothing that would have to be closed.
+      yield* Effect.scoped(Layer.build(authorized))
+    )
+  })

@@ -1,0 +1,213 @@
+import { NodeHttpServer } from "@effect/platform-node"
+import { assert, describe, it } from "@effect/vitest"
+import { Deferred, Effect, Exit, Fiber, Layer, Redacted, Schema, Stream } from "effect"
+import { ModelConfig, ProviderProfile, QueueManager, RateLimiter } from "effect-llm-queue"
+import * as QueueApi from "effect-llm-queue/Api"
+import { FetchHttpClient, HttpClient, HttpClientRequest, HttpRouter, HttpServer } from "effect/http"
+import { createServer, request as rawRequest } from "node:http"
+
+const hostile = "<script>alert(\"1\")</script> é/\\"
+
+class Secret extends Schema.TaggedError<Secret>()("Secret", { prompt: Schema.String }) {
+  override get message() {
+    return `could not answer ${this.prompt}`
+  }
+}
+
+const Model = ModelConfig.makeUntyped<
+  { readonly prompt: string; readonly go?: Deferred.Deferred<void> },
+  string,
+  Secret
+>(
+  hostile,
+  {
+    rateLimiters: [RateLimiter.rpm(100), RateLimiter.concurrent(1)],
+    provider: { ...ProviderProfile.generic, limits: {} },
+    shutdown: { policy: "interrupt", deadline: 0 }
+  }
+)
+
+const token = Redacted.make("a long secret")
+
+const serve = (options?: QueueApi.Options) =>
+  HttpRouter.serve(QueueApi.layer(options), { disableLogger: true, disableListenLog: true }).pipe(
+    Layer.provideMerge(NodeHttpServer.layer(createServer, { host: "127.0.0.1", port: 0 })),
+    Layer.provideMerge(FetchHttpClient.layer),
+    Layer.provideMerge(QueueManager.layer)
+  )
+
+const port = Effect.map(HttpServer.HttpServer, ({ address }) => {
+  assert(address._tag === "InetAddressV4")
+  return address.port
+})
+
+const client = (token?: Redacted.Redacted) =>
+  Effect.flatMap(port, (port) => QueueApi.makeClient({ url: `http://127.0.0.1:${port}`, token }))
+
+/** A queue with one request that is being processed until it is told, and two that wait. */
+const busy = Effect.gen(function*() {
+  const manager = yield* QueueManager.QueueManager
+  const go = yield* Deferred.make<void>()
+  yield* manager.registerQueue(Model, ({ params: { go, prompt } }) =>
+    go === undefined
+      ? Effect.fail(new Secret({ prompt }))
+      : Effect.as(Deferred.await(go), "the secret answer"))
+  const submit = (id: string, options?: object, more?: object) =>
+    Effect.forkChild(
+      Effect.exit(manager.submit(Model, { prompt: "the secret prompt", ...more }, { id, ...options })),
+      { startImmediately: true }
+    )
+  const runs = yield* submit("runs", { tenant: "acme", labels: { task: "a<b" } }, { go })
+  const waits = [yield* submit("waits"), yield* submit("high", { priority: "high" })]
+  return { go, manager, runs, waits }
+})
+
+const params = { modelId: hostile }
+
+/** A request with headers that clients do not let one set. */
+const raw = (path: string, headers: Record<string, string>, method = "GET") =>
+  Effect.flatMap(port, (port) =>
+    Effect.callback<{ readonly status: number; readonly body: string }>((resume) => {
+      const sent = rawRequest({ host: "127.0.0.1", port, path, method, headers }, (response) => {
+        let body = ""
+        response.on("data", (part: Buffer) => body += part.toString())
+        response.on("end", () => resume(Effect.succeed({ status: response.statusCode!, body })))
+      })
+      sent.end()
+    }))
+
+describe("Api", () => {
+  it.live("shows queues, limits and requests, and no texts", () =>
+    Effect.gen(function*() {
+      const { go, runs } = yield* busy
+      const { queues } = yield* client()
+      const [queue] = yield* queues.list()
+      assert.deepInclude(queue, { modelId: hostile, state: "open", depth: 2, running: 1, completed: 0 })
+      assert.deepInclude(queue!.limits[0], {
+        type: "rpm",
+        limit: 100,
+        used: 1,
+        periodMillis: 60_000,
+        pausedForMillis: null
+      })
+      assert.deepInclude(queue!.limits[1], { type: "concurrent", used: 1, periodMillis: null })
+      assert.deepInclude(queue!.provider, { name: "generic", state: "available", concurrency: null })
+      assert.deepStrictEqual((yield* queues.get({ params })).modelId, hostile)
+      const requests = yield* queues.requests({ params, query: {} })
+      assert.deepStrictEqual(requests.map(({ requestId }) => requestId), ["runs", "high", "waits"])
+      assert.deepInclude(requests[0], { tenant: "acme", labels: { task: "a<b" }, status: "processing", attempts: 1 })
+      assert.deepStrictEqual(
+        (yield* queues.requests({ params, query: { status: "pending", limit: 1 } })).map(({ priority }) => priority),
+        [60]
+      )
+      assert.strictEqual((yield* Effect.flip(queues.get({ params: { modelId: "none" } })))._tag, "NotFound")
+      const bad = yield* Effect.flip(queues.requests({ params, query: { limit: -1 } }))
+      assert.strictEqual(bad._tag, "Invalid")
+
+      const events = yield* Effect.forkChild(Effect.flatMap(queues.events(), (stream) =>
+        stream.pipe(
+          Stream.filter(({ status }) => status === "failed"),
+          Stream.take(1),
+          Stream.runCollect
+        )))
+      yield* Effect.sleep("50 millis")
+      yield* Deferred.succeed(go, undefined)
+      assert.isTrue(Exit.isSuccess(yield* Fiber.join(runs)))
+      const [failed] = yield* Fiber.join(events)
+      // What it could not answer is nobody's business.
+      assert.deepStrictEqual(failed!.error, { name: "Secret", message: null })
+      const all = JSON.stringify([requests, failed, yield* queues.list()])
+      assert.notInclude(all, "secret prompt")
+      assert.notInclude(all, "secret answer")
+
+      const looks = yield* Effect.forEach([1, 2, 3], () =>
+        Effect.flatMap(queues.live(), (stream) => Stream.runCollect(Stream.take(stream, 2))), { concurrency: 3 })
+      for (const look of looks) {
+        assert.strictEqual(look.length, 2)
+      }
+      const document = yield* Effect.flatMap(
+        HttpClient.get(`http://127.0.0.1:${yield* port}/llm-queue/openapi.json`),
+        (response) =>
+          response.json
+      )
+      assert.deepInclude(document, { openapi: "3.1.0" })
+    }).pipe(Effect.scoped, Effect.provide(serve({ interval: "20 millis" }))))
+
+  it.live("lets those act who have the token, if there are actions", () =>
+    Effect.gen(function*() {
+      const { manager, runs, waits } = yield* busy
+      const { actions, queues } = yield* client(token)
+      yield* actions.pause({ params })
+      assert.strictEqual((yield* queues.get({ params })).state, "paused")
+      yield* actions.resume({ params })
+      assert.strictEqual((yield* queues.get({ params })).state, "open")
+      assert.deepStrictEqual(
+        yield* actions.changePriority({ params: { ...params, requestId: "waits" }, payload: { priority: 600 } }),
+        { changed: true }
+      )
+      const [, next] = yield* queues.requests({ params, query: {} })
+      assert.deepInclude(next, { requestId: "waits", priority: 600 })
+      const unknown = yield* Effect.flip(
+        actions.changePriority({ params: { ...params, requestId: "none" }, payload: { priority: 1 } })
+      )
+      assert.strictEqual(unknown._tag, "NotFound")
+      yield* actions.updateLimits({ params, payload: { limits: [{ type: "rpm", limit: 7, periodMillis: 1000 }] } })
+      const { limits } = yield* queues.get({ params })
+      assert.deepInclude(limits[0], { type: "rpm", limit: 7, periodMillis: 1000 })
+      const wrong = yield* Effect.flip(
+        actions.updateLimits({ params, payload: { limits: [{ type: "rpm", limit: -7 }] } })
+      )
+      assert(wrong._tag === "Invalid")
+      assert.isAbove(wrong.problems.length, 0)
+      assert.deepStrictEqual(yield* actions.cancel({ params, payload: { status: "processing" } }), { cancelled: 1 })
+      for (const fiber of [runs, ...waits]) assert.isTrue(Exit.isFailure(yield* Fiber.join(fiber)))
+      yield* actions.drain({ params })
+      assert.strictEqual((yield* manager.getQueueInfo(Model)).state, "draining")
+    }).pipe(Effect.scoped, Effect.provide(serve({ token, actions: true }))))
+
+  it.live("refuses a token that is wrong or missing, pages of others, and hosts of other names", () =>
+    Effect.gen(function*() {
+      yield* busy
+      for (const wrong of [undefined, Redacted.make("a long secres"), Redacted.make("")]) {
+        const { actions, queues } = yield* client(wrong)
+        assert.strictEqual((yield* Effect.flip(queues.list()))._tag, "Unauthorized")
+        assert.strictEqual((yield* Effect.flip(queues.live()))._tag, "Unauthorized")
+        assert.strictEqual((yield* Effect.flip(actions.pause({ params })))._tag, "Unauthorized")
+      }
+      const { actions, queues } = yield* client(token)
+      assert.strictEqual((yield* queues.list()).length, 1)
+      // With the token, but without the option.
+      assert.strictEqual((yield* Effect.flip(actions.pause({ params })))._tag, "Forbidden")
+      const authorization = "Bearer a long secret"
+      const page = yield* raw("/llm-queue/queues", { authorization, origin: "http://evil.example" })
+      assert.strictEqual(page.status, 403)
+      assert.strictEqual((yield* raw("/llm-queue/queues", { authorization, host: "queues.example" })).status, 200)
+    }).pipe(Effect.scoped, Effect.provide(serve({ token }))))
+
+  it.live("answers without a token only for this machine by its own name, and never acts", () =>
+    Effect.gen(function*() {
+      yield* busy
+      const { actions, queues } = yield* client()
+      assert.strictEqual((yield* queues.list()).length, 1)
+      assert.strictEqual((yield* Effect.flip(actions.pause({ params })))._tag, "Forbidden")
+      for (
+        const [host, status] of [
+          ["localhost:4000", 200],
+          ["[::1]:80", 200],
+          ["evil.example", 403],
+          ["127.0.0.1.evil.example", 403],
+          ["localhost.evil.example", 403]
+        ] as const
+      ) {
+        assert.strictEqual((yield* raw("/llm-queue/queues", { host })).status, status, host)
+      }
+      const own = yield* raw("/llm-queue/queues", { host: "localhost:1", origin: "http://localhost:1" })
+      assert.strictEqual(own.status, 200)
+      assert.strictEqual((yield* raw("/llm-queue/queues", { host: "localhost:1", origin: "null" })).status, 403)
+      const path = `/llm-queue/queues/${encodeURIComponent(hostile)}/pause`
+      assert.strictEqual((yield* raw(path, { host: "localhost" }, "POST")).status, 403)
+      const url = `http://127.0.0.1:${yield* port}/llm-queue/queues`
+      const response = yield* HttpClient.execute(HttpClientRequest.get(url))
+      assert.strictEqual(response.headers["content-type"], "application/json")
+    }).pipe(Effect.scoped, Effect.provide(serve({ actions: true }))))
+})
