@@ -22,12 +22,15 @@ const Model = ModelConfig.makeUntyped<
   hostile,
   {
     rateLimiters: [RateLimiter.rpm(100), RateLimiter.concurrent(1)],
-    provider: { ...ProviderProfile.generic, limits: {} },
+    provider: { ...ProviderProfile.openai, limits: {} },
     shutdown: { policy: "interrupt", deadline: 0 }
   }
 )
 
 const token = Redacted.make("a long secret")
+
+/** In real time, beside all other tests. */
+const timeout = 30_000
 
 const serve = (options?: QueueApi.Options) =>
   HttpRouter.serve(QueueApi.layer(options), { disableLogger: true, disableListenLog: true }).pipe(
@@ -91,7 +94,7 @@ describe("Api", () => {
         pausedForMillis: null
       })
       assert.deepInclude(queue!.limits[1], { type: "concurrent", used: 1, periodMillis: null })
-      assert.deepInclude(queue!.provider, { name: "generic", state: "available", concurrency: null })
+      assert.deepInclude(queue!.provider, { name: "openai", state: "available", concurrency: null })
       assert.deepStrictEqual((yield* queues.get({ params })).modelId, hostile)
       const requests = yield* queues.requests({ params, query: {} })
       assert.deepStrictEqual(requests.map(({ requestId }) => requestId), ["runs", "high", "waits"])
@@ -131,7 +134,7 @@ describe("Api", () => {
           response.json
       )
       assert.deepInclude(document, { openapi: "3.1.0" })
-    }).pipe(Effect.scoped, Effect.provide(serve({ interval: "20 millis" }))))
+    }).pipe(Effect.scoped, Effect.provide(serve({ interval: "20 millis" }))), timeout)
 
   it.live("lets those act who have the token, if there are actions", () =>
     Effect.gen(function*() {
@@ -163,51 +166,59 @@ describe("Api", () => {
       for (const fiber of [runs, ...waits]) assert.isTrue(Exit.isFailure(yield* Fiber.join(fiber)))
       yield* actions.drain({ params })
       assert.strictEqual((yield* manager.getQueueInfo(Model)).state, "draining")
-    }).pipe(Effect.scoped, Effect.provide(serve({ token, actions: true }))))
+    }).pipe(Effect.scoped, Effect.provide(serve({ token, actions: true }))), timeout)
 
-  it.live("refuses a token that is wrong or missing, pages of others, and hosts of other names", () =>
-    Effect.gen(function*() {
-      yield* busy
-      for (const wrong of [undefined, Redacted.make("a long secres"), Redacted.make("")]) {
-        const { actions, queues } = yield* client(wrong)
-        assert.strictEqual((yield* Effect.flip(queues.list()))._tag, "Unauthorized")
-        assert.strictEqual((yield* Effect.flip(queues.live()))._tag, "Unauthorized")
-        assert.strictEqual((yield* Effect.flip(actions.pause({ params })))._tag, "Unauthorized")
-      }
-      const { actions, queues } = yield* client(token)
-      assert.strictEqual((yield* queues.list()).length, 1)
-      // With the token, but without the option.
-      assert.strictEqual((yield* Effect.flip(actions.pause({ params })))._tag, "Forbidden")
-      const authorization = "Bearer a long secret"
-      const page = yield* raw("/llm-queue/queues", { authorization, origin: "http://evil.example" })
-      assert.strictEqual(page.status, 403)
-      assert.strictEqual((yield* raw("/llm-queue/queues", { authorization, host: "queues.example" })).status, 200)
-    }).pipe(Effect.scoped, Effect.provide(serve({ token }))))
+  it.live(
+    "refuses a token that is wrong or missing, pages of others, and hosts of other names",
+    () =>
+      Effect.gen(function*() {
+        yield* busy
+        for (const wrong of [undefined, Redacted.make("a long secres"), Redacted.make("")]) {
+          const { actions, queues } = yield* client(wrong)
+          assert.strictEqual((yield* Effect.flip(queues.list()))._tag, "Unauthorized")
+          assert.strictEqual((yield* Effect.flip(queues.live()))._tag, "Unauthorized")
+          assert.strictEqual((yield* Effect.flip(actions.pause({ params })))._tag, "Unauthorized")
+        }
+        const { actions, queues } = yield* client(token)
+        assert.strictEqual((yield* queues.list()).length, 1)
+        // With the token, but without the option.
+        assert.strictEqual((yield* Effect.flip(actions.pause({ params })))._tag, "Forbidden")
+        const authorization = "Bearer a long secret"
+        const page = yield* raw("/llm-queue/queues", { authorization, origin: "http://evil.example" })
+        assert.strictEqual(page.status, 403)
+        assert.strictEqual((yield* raw("/llm-queue/queues", { authorization, host: "queues.example" })).status, 200)
+      }).pipe(Effect.scoped, Effect.provide(serve({ token }))),
+    timeout
+  )
 
-  it.live("answers without a token only for this machine by its own name, and never acts", () =>
-    Effect.gen(function*() {
-      yield* busy
-      const { actions, queues } = yield* client()
-      assert.strictEqual((yield* queues.list()).length, 1)
-      assert.strictEqual((yield* Effect.flip(actions.pause({ params })))._tag, "Forbidden")
-      for (
-        const [host, status] of [
-          ["localhost:4000", 200],
-          ["[::1]:80", 200],
-          ["evil.example", 403],
-          ["127.0.0.1.evil.example", 403],
-          ["localhost.evil.example", 403]
-        ] as const
-      ) {
-        assert.strictEqual((yield* raw("/llm-queue/queues", { host })).status, status, host)
-      }
-      const own = yield* raw("/llm-queue/queues", { host: "localhost:1", origin: "http://localhost:1" })
-      assert.strictEqual(own.status, 200)
-      assert.strictEqual((yield* raw("/llm-queue/queues", { host: "localhost:1", origin: "null" })).status, 403)
-      const path = `/llm-queue/queues/${encodeURIComponent(hostile)}/pause`
-      assert.strictEqual((yield* raw(path, { host: "localhost" }, "POST")).status, 403)
-      const url = `http://127.0.0.1:${yield* port}/llm-queue/queues`
-      const response = yield* HttpClient.execute(HttpClientRequest.get(url))
-      assert.strictEqual(response.headers["content-type"], "application/json")
-    }).pipe(Effect.scoped, Effect.provide(serve({ actions: true }))))
+  it.live(
+    "answers without a token only for this machine by its own name, and never acts",
+    () =>
+      Effect.gen(function*() {
+        yield* busy
+        const { actions, queues } = yield* client()
+        assert.strictEqual((yield* queues.list()).length, 1)
+        assert.strictEqual((yield* Effect.flip(actions.pause({ params })))._tag, "Forbidden")
+        for (
+          const [host, status] of [
+            ["localhost:4000", 200],
+            ["[::1]:80", 200],
+            ["evil.example", 403],
+            ["127.0.0.1.evil.example", 403],
+            ["localhost.evil.example", 403]
+          ] as const
+        ) {
+          assert.strictEqual((yield* raw("/llm-queue/queues", { host })).status, status, host)
+        }
+        const own = yield* raw("/llm-queue/queues", { host: "localhost:1", origin: "http://localhost:1" })
+        assert.strictEqual(own.status, 200)
+        assert.strictEqual((yield* raw("/llm-queue/queues", { host: "localhost:1", origin: "null" })).status, 403)
+        const path = `/llm-queue/queues/${encodeURIComponent(hostile)}/pause`
+        assert.strictEqual((yield* raw(path, { host: "localhost" }, "POST")).status, 403)
+        const url = `http://127.0.0.1:${yield* port}/llm-queue/queues`
+        const response = yield* HttpClient.execute(HttpClientRequest.get(url))
+        assert.strictEqual(response.headers["content-type"], "application/json")
+      }).pipe(Effect.scoped, Effect.provide(serve({ actions: true }))),
+    timeout
+  )
 })
