@@ -19,6 +19,13 @@ export default {
   name: "effect-llm-queue",
   entryPoints: [
     "../src/index.ts",
+    "../src/Api.ts",
+    "../src/EmbeddingModel.ts",
+    "../src/HttpClient.ts",
+    "../src/LanguageModel.ts",
+    "../src/Metrics.ts",
+    "../src/PersistedResults.ts",
+    "../src/Prometheus.ts",
     "../src/testing/index.ts",
     "../src/tokenizers/o200kBase.ts",
     "../src/tokenizers/cl100kBase.ts"
