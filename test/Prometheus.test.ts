@@ -5,8 +5,11 @@ import { ModelConfig, ProviderProfile, QueueManager, RateLimiter } from "effect-
 import * as Metrics from "effect-llm-queue/Metrics"
 import * as Prometheus from "effect-llm-queue/Prometheus"
 import { FetchHttpClient, HttpClient, HttpRouter, HttpServer } from "effect/http"
-import { execFileSync, spawnSync } from "node:child_process"
+import { spawnSync } from "node:child_process"
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { createServer } from "node:http"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 
 const hasPromtool = spawnSync("promtool", ["--version"]).status === 0
 
@@ -60,6 +63,44 @@ describe("Prometheus", () => {
     Effect.gen(function*() {
       const text = yield* exported
       // It exits with 3 for what is wrong in form, and for names and types that are not as they should be.
-      execFileSync("promtool", ["check", "metrics"], { input: text, stdio: ["pipe", "pipe", "pipe"] })
+      const { status, stderr } = spawnSync("promtool", ["check", "metrics"], { input: text })
+      assert.strictEqual(status, 0, stderr.toString())
     }))
+})
+
+describe("the dashboard for Grafana", () => {
+  const panels = (JSON.parse(readFileSync("examples/grafana/dashboard.json", "utf8")) as {
+    readonly panels: ReadonlyArray<{ readonly targets: ReadonlyArray<{ readonly expr: string }> }>
+  }).panels
+  const questions = panels.flatMap(({ targets }) => targets.map(({ expr }) => expr))
+
+  it("asks for metrics that there are, and for each of them", () => {
+    const asked = new Set(
+      questions.flatMap((question) =>
+        Array.from(question.matchAll(/llm_queue_\w+/g), ([name]) => name.replace(/_bucket$/, ""))
+      )
+    )
+    const unused = new Set(["llm_queue_limit_enforced", "llm_queue_estimate_ratio"])
+    assert.deepStrictEqual(
+      Array.from(asked).toSorted(),
+      Object.keys(Metrics.names).filter((name) => !unused.has(name)).toSorted()
+    )
+  })
+
+  it.skipIf(!hasPromtool)("asks in PromQL", () => {
+    const directory = mkdtempSync(join(tmpdir(), "rules-"))
+    try {
+      const file = join(directory, "rules.yml")
+      const rules = questions.map((question, index) => ({
+        record: `question:${index}`,
+        expr: question.replaceAll("$__rate_interval", "5m").replaceAll("$model", ".*")
+      }))
+      // JSON is YAML.
+      writeFileSync(file, JSON.stringify({ groups: [{ name: "dashboard", rules }] }))
+      const { status, stderr } = spawnSync("promtool", ["check", "rules", file])
+      assert.strictEqual(status, 0, stderr.toString())
+    } finally {
+      rmSync(directory, { recursive: true })
+    }
+  })
 })
