@@ -5,6 +5,7 @@
  *
  * @since 0.1.0
  */
+import * as ByteSize from "effect/ByteSize"
 import * as Cause from "effect/Cause"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
@@ -402,10 +403,13 @@ const authorization = ({ token }: Options) =>
       })
   })
 
+/** A filter with a thousand ids is smaller. */
+const mostBody = ByteSize.kibibytes(64)
+
 const acting = ({ actions = false, token }: Options) =>
   Layer.succeed(Actions, (effect) =>
     actions && token !== undefined
-      ? effect
+      ? Effect.provideService(effect, HttpServerRequest.MaxBodySize, mostBody)
       : Effect.fail(new Forbidden({ message: "Actions are off. They need the options `actions: true` and `token`." })))
 
 const seen = ({ interval = "1 second" }: Options) =>
@@ -493,7 +497,7 @@ const acts = HttpApiBuilder.group(
  *
  * - Without a `token` it answers only requests for this machine by its own name, and shows. With one every request needs it,
  *   and with `actions: true` clients can act. Serve it on a loopback address all the same, unless others have to see it.
- * - Requests of pages of other origins are refused.
+ * - Requests of pages of other origins are refused, and bodies of more than 64 KiB.
  * - Parameters, results and the texts of processors' failures are never shown; ids, tenants and labels are.
  *
  * **Example** (A server for operators)

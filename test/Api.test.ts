@@ -3,7 +3,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Deferred, Effect, Exit, Fiber, Layer, Redacted, Schema, Stream } from "effect"
 import { ModelConfig, ProviderProfile, QueueManager, RateLimiter } from "effect-llm-queue"
 import * as QueueApi from "effect-llm-queue/Api"
-import { FetchHttpClient, HttpClient, HttpClientRequest, HttpRouter, HttpServer } from "effect/http"
+import { FetchHttpClient, HttpBody, HttpClient, HttpClientRequest, HttpRouter, HttpServer } from "effect/http"
 import { createServer, request as rawRequest } from "node:http"
 
 const hostile = "<script>alert(\"1\")</script> é/\\"
@@ -162,6 +162,13 @@ describe("Api", () => {
       )
       assert(wrong._tag === "Invalid")
       assert.isAbove(wrong.problems.length, 0)
+      const large = HttpClient.execute(
+        HttpClientRequest.post(
+          `http://127.0.0.1:${yield* port}/llm-queue/queues/${encodeURIComponent(hostile)}/cancel`,
+          { body: HttpBody.jsonUnsafe({ tenant: "x".repeat(100_000) }) }
+        ).pipe(HttpClientRequest.bearerToken(token))
+      )
+      assert.isAtLeast((yield* large).status, 400)
       assert.deepStrictEqual(yield* actions.cancel({ params, payload: { status: "processing" } }), { cancelled: 1 })
       for (const fiber of [runs, ...waits]) assert.isTrue(Exit.isFailure(yield* Fiber.join(fiber)))
       yield* actions.drain({ params })
