@@ -86,6 +86,14 @@ const batches = (inputs: ReadonlyArray<Input>, maxInputs: number, maxTokens: num
   return found
 }
 
+/** Requests of different tenants, priorities, labels or deadlines are not put together. */
+const keyOf = (region: QueueManager.RequestContext): unknown => {
+  const { deadline, labels = {}, priority, tenant } = region
+  // An instant has many forms: those of one region only are surely the same.
+  if (deadline !== undefined) return region
+  return JSON.stringify([tenant, priority, Object.entries(labels).toSorted(([a], [b]) => a < b ? -1 : 1)])
+}
+
 const usage = (element: unknown): ModelConfig.Usage | undefined => {
   const { inputTokens } = (element as AiEmbeddingModel.EmbedManyResponse).usage
   return inputTokens === undefined ? undefined : { inputTokens, outputTokens: 0 }
@@ -142,8 +150,7 @@ export const make = Effect.fnUntraced(function*(
   }
 
   return yield* AiEmbeddingModel.make({
-    // Requests of different tenants, priorities or deadlines are not put together.
-    batchKey: (context) => Context.get(context, QueueManager.CurrentRequestContext),
+    batchKey: (context) => keyOf(Context.get(context, QueueManager.CurrentRequestContext)),
     embedMany: ({ inputs }) =>
       Effect.gen(function*() {
         const known = yield* Effect.forEach(inputs, counted)
@@ -167,7 +174,8 @@ export const make = Effect.fnUntraced(function*(
  * - The inputs of a call, or of several `embed` calls that are made together, are put into as few requests as `maxInputs`
  *   and `maxTokens` allow, each of which waits for itself. The results are in the order of the inputs; the usage is that of
  *   all requests.
- * - When one request fails, so does the call, and its other requests are cancelled.
+ * - When one request fails, so does the call, and its other requests are cancelled. So are those of an `embedMany` that is
+ *   interrupted; `embed` calls that are put together go on together, as with any resolver of Effect.
  * - Input tokens are estimated from the characters, and better with every response; or counted by the `Tokenizer` of
  *   `effect/ai` where there is one. The reservation is settled by the usage.
  * - Failures are those of `effect-llm-queue/LanguageModel`, whose `queueError` gives the queue's own.

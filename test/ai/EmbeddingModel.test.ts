@@ -88,12 +88,26 @@ describe("EmbeddingModel", () => {
         const [a, b, c] = yield* Effect.all([
           embed("a"),
           embed("bb"),
-          QueueManager.withTenant(embed("ccc"), "other")
+          QueueManager.withTenant(embed("ccc"), "other"),
+          QueueManager.withTenant(embed("dddd"), "other")
         ], { concurrency: "unbounded" })
         assert.deepStrictEqual([a, b, c].map(({ vector }) => vector[0]), [1, 2, 3])
-        assert.deepStrictEqual(fake.requests, [["a", "bb"], ["ccc"]])
+        assert.deepStrictEqual(fake.requests, [["a", "bb"], ["ccc", "dddd"]])
+        const labelled = (input: string, labels: Record<string, string>) =>
+          QueueManager.withLabels(embed(input), labels)
+        yield* Effect.all([
+          labelled("a", { x: "1", y: "2" }),
+          labelled("bb", { y: "2", x: "1" }),
+          labelled("ccc", { x: "2" })
+        ], { concurrency: "unbounded" })
+        assert.deepStrictEqual(fake.requests.slice(2), [["a", "bb"], ["ccc"]])
         const events = yield* info
-        assert.strictEqual(events.completed, 2)
+        assert.strictEqual(events.completed, 4)
+        const never = yield* Effect.forkChild(QueueManager.withTenant(embed("never"), "acme"))
+        yield* TestClock.adjust(0)
+        const [request] = yield* QueueManager.QueueManager.use((manager) => manager.getRequests("fake"))
+        assert.strictEqual(request!.tenant, "acme")
+        yield* Fiber.interrupt(never)
       }).pipe(Effect.provide(withQueue(fake)))
     }))
 
@@ -116,6 +130,17 @@ describe("EmbeddingModel", () => {
         }))
       )
     }))
+
+  it.effect("cancels the requests of an embedMany that is interrupted", () =>
+    Effect.gen(function*() {
+      const fiber = yield* Effect.forkChild(embedMany(["never", "a"]))
+      yield* TestClock.adjust(0)
+      assert.strictEqual((yield* info).running, 1)
+      yield* Fiber.interrupt(fiber)
+      yield* TestClock.adjust(0)
+      const { cancelled, running } = yield* info
+      assert.deepStrictEqual([cancelled, running], [1, 0])
+    }).pipe(Effect.provide(withQueue(provider()))))
 
   it.effect("fails with what one request fails with, and cancels the others", () =>
     Effect.gen(function*() {
