@@ -1,7 +1,9 @@
 import { assert, describe, it } from "@effect/vitest"
 import { readdirSync, readFileSync } from "node:fs"
 
-const examples = readdirSync("examples").map((name) => readFileSync(`examples/${name}`, "utf8"))
+const examples = readdirSync("examples")
+  .filter((name) => name.endsWith(".ts"))
+  .map((name) => readFileSync(`examples/${name}`, "utf8"))
 const readme = readFileSync("README.md", "utf8")
 
 describe("README", () => {
