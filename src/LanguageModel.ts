@@ -12,6 +12,7 @@ import * as Prompt from "effect/ai/Prompt"
 import type * as Response from "effect/ai/Response"
 import * as Tokenizer from "effect/ai/Tokenizer"
 import type * as Tool from "effect/ai/Tool"
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -25,6 +26,7 @@ import * as calls from "./internal/calls.ts"
 import type { ProcessorFailure } from "./internal/entry.ts"
 import { measure } from "./internal/tokenEstimator.ts"
 import type * as ModelConfig from "./ModelConfig.ts"
+import * as ProviderProfile from "./ProviderProfile.ts"
 import type * as QueueError from "./QueueError.ts"
 import type * as QueueManager from "./QueueManager.ts"
 
@@ -108,6 +110,37 @@ const usage = (element: unknown): ModelConfig.Usage | undefined => {
   const part = element as Response.AnyPart
   return part.type === "finish" ? usageOf(part.usage) : undefined
 }
+
+/** Parts that say nothing yet. */
+const opening: ReadonlySet<string> = new Set(["response-metadata", "text-start", "reasoning-start"])
+
+/**
+ * The parts of a stream, of which an `error` that the provider's profile recognises is a failure: providers put refusals
+ * inside streams that have begun. What says nothing waits for the part behind it, so that a stream that is refused before
+ * it has said anything is attempted again.
+ */
+const refusing =
+  (provider: ProviderProfile.ProviderProfile | undefined) =>
+  <A, E, R>(parts: Stream.Stream<A, E, R>): Stream.Stream<A, E | Response.ErrorPart, R> =>
+    provider === undefined ? parts : Stream.mapAccumEffect(
+      parts,
+      (): ReadonlyArray<A> => [],
+      (held, element) => {
+        const part: unknown = element
+        if (errors.isErrorPart(part)) {
+          return Effect.flatMap(
+            Clock.currentTimeMillis,
+            (wall) =>
+              ProviderProfile.classify(provider, part, wall) === undefined
+                ? Effect.succeed([[], [...held, element]] as const)
+                : Effect.fail(part)
+          )
+        }
+        const all = held.length === 0 ? [element] : [...held, element]
+        return Effect.succeed(opening.has((part as Response.AnyPart).type) ? [all, []] as const : [[], all] as const)
+      },
+      { onHalt: (held) => held }
+    )
 
 /** A toolkit without its types. */
 interface AnyToolkit {
@@ -212,7 +245,13 @@ export const make = Effect.fnUntraced(function*(
     ...untyped,
     generateText: effect("generateText", untyped.generateText),
     generateObject: effect("generateObject", untyped.generateObject),
-    streamText: (given) => Stream.unwrap(Effect.map(prepare("streamText", given, untyped.streamText), queue.stream))
+    streamText: (given) =>
+      Stream.unwrap(Effect.map(
+        prepare("streamText", given, (options) => refusing(provider)(untyped.streamText(options))),
+        (call) =>
+          // One that is told as it came is a part again.
+          Stream.catchIf(queue.stream(call), errors.isErrorPart, (part): Stream.Stream<unknown> => Stream.succeed(part))
+      ))
   })
 })
 
@@ -243,7 +282,9 @@ const asTyped = (model: Untyped): AiLanguageModel.LanguageModel => model as unkn
  *   settled by the response's usage: all input, of it `cacheRead` as cached, and all output. A call whose tools fail, or
  *   whose response cannot be read, keeps its estimate.
  * - The provider's profile is that of `Model.ProviderName`, unless `provider` says another one. What it recognises as a
- *   refusal is attempted again by the queue, until the first part of a stream is there, or the first tool has run.
+ *   refusal is attempted again by the queue, until the first part of a stream that says something is there, or the first
+ *   tool has run. An `error` part that it recognises is such a refusal, and fails a stream that has begun; others are
+ *   passed on.
  * - Failures of the call are its own. Those of the queue are an `AiError` of module `QueueManager`: `RateLimitError` with
  *   `retryAfter` (`RateLimitExceeded`, `QueueTimeout`, `QueueFull`), `QuotaExhaustedError` (`QuotaExhausted`,
  *   `BudgetExceeded`), `InternalProviderError` (`ProviderUnavailable`, a `processingTimeout`), `InvalidRequestError`

@@ -36,6 +36,7 @@ type Event =
   | { readonly type: "content_block_stop"; readonly index: number }
   | { readonly type: "message_delta"; readonly delta: { readonly stop_reason: string }; readonly usage: Usage }
   | { readonly type: "message_stop" | "ping" }
+  | { readonly type: "error"; readonly error: unknown }
 
 const blocksOf = (message: Prompt.Message): ReadonlyArray<object> => {
   switch (message.role) {
@@ -91,6 +92,9 @@ const finish = (reason: string | null, usage: Usage): Response.FinishPartEncoded
   response: undefined
 })
 
+const modeOf = (choice: LanguageModel.ToolChoice<string>) =>
+  typeof choice === "string" ? choice : "mode" in choice ? choice.mode ?? "auto" : "auto"
+
 /** An object is what a tool of its name is called with. */
 const bodyOf = (
   { maxTokens, model }: Options,
@@ -117,7 +121,11 @@ const bodyOf = (
       content: blocksOf(message)
     })),
     ...(definitions.length === 0 ? {} : { tools: definitions }),
-    ...(forced === undefined ? {} : { tool_choice: { type: "tool", name: forced } })
+    ...(definitions.length === 0 ? {} : {
+      tool_choice: forced === undefined
+        ? { type: { auto: "auto", none: "none", required: "any" }[modeOf(toolChoice)] }
+        : { type: "tool", name: forced }
+    })
   }
 }
 
@@ -156,7 +164,7 @@ const streamOf = (response: HttpClientResponse.HttpClientResponse) => {
     switch (event.type) {
       case "message_start":
         usage = event.message.usage
-        return []
+        return [{ type: "response-metadata", id: undefined, modelId: undefined, timestamp: undefined }]
       case "content_block_start":
         if (event.content_block.type === "text") return [{ type: "text-start", id: String(event.index) }]
         call = { id: event.content_block.id, name: event.content_block.name, json: "" }
@@ -175,6 +183,8 @@ const streamOf = (response: HttpClientResponse.HttpClientResponse) => {
       }
       case "message_delta":
         return [finish(event.delta.stop_reason, { ...usage, ...event.usage })]
+      case "error":
+        return [{ type: "error", error: event.error }]
       default:
         return []
     }
@@ -183,7 +193,8 @@ const streamOf = (response: HttpClientResponse.HttpClientResponse) => {
     Stream.decodeText,
     Stream.pipeThroughChannel(Sse.decode()),
     Stream.mapError((error) => http.failure("streamText", error)),
-    Stream.flatMap(({ data }) => Stream.fromIterable(partsOf(JSON.parse(data) as Event)))
+    Stream.mapEffect(({ data }) => http.read("streamText", () => partsOf(JSON.parse(data) as Event))),
+    Stream.flattenIterable
   )
 }
 

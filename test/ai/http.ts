@@ -16,7 +16,9 @@ const reasonOf = (
   const { headers, status } = response
   const http = { response: { status, headers: { ...headers } }, body }
   const seconds = Number(headers["retry-after"])
-  if (status === 429 && body.includes("insufficient_quota")) return new AiError.QuotaExhaustedError({ http })
+  if (status === 402 || (status === 429 && /"insufficient_quota"|_exhausted"|spend_limit/.test(body))) {
+    return new AiError.QuotaExhaustedError({ http })
+  }
   return status === 429
     ? new AiError.RateLimitError({
       http,
@@ -24,6 +26,18 @@ const reasonOf = (
     })
     : AiError.reasonFromHttpStatus({ status, http, body })
 }
+
+/** What an event of a stream says. */
+export const read = <A>(method: string, parts: () => ReadonlyArray<A>) =>
+  Effect.try({
+    try: parts,
+    catch: (error) =>
+      AiError.make({
+        module: "Test",
+        method,
+        reason: new AiError.InvalidOutputError({ description: String(error) })
+      })
+  })
 
 export const failure = (method: string, error: unknown): AiError.AiError =>
   AiError.isAiError(error) ? error : AiError.make({

@@ -109,9 +109,11 @@ const bodyOf = (
       type: "function",
       function: { name: tool.name, description: Tool.getDescription(tool), parameters: Tool.getJsonSchema(tool) }
     })),
-    tool_choice: typeof toolChoice === "object" && "tool" in toolChoice
+    tool_choice: typeof toolChoice !== "object"
+      ? toolChoice
+      : "tool" in toolChoice
       ? { type: "function", function: { name: toolChoice.tool } }
-      : "auto"
+      : toolChoice.mode ?? "auto"
   }),
   ...(responseFormat.type === "text" ? {} : {
     response_format: {
@@ -179,9 +181,9 @@ const streamOf = (response: HttpClientResponse.HttpClientResponse) => {
   let isOpen = false
   let reason: string | null = null
   const calls: Array<{ id: string; name: string; json: string }> = []
-  const partsOf = (event: string): ReadonlyArray<Response.StreamPartEncoded> => {
-    if (event === "[DONE]") return []
-    const { choices, usage } = JSON.parse(event) as Chat
+  const partsOf = (event: Chat | { readonly error: unknown }): ReadonlyArray<Response.StreamPartEncoded> => {
+    if ("error" in event) return [{ type: "error", error: event.error }]
+    const { choices, usage } = event
     const parts: Array<Response.StreamPartEncoded> = []
     for (const { delta, finish_reason } of choices) {
       if (delta?.content) {
@@ -205,7 +207,11 @@ const streamOf = (response: HttpClientResponse.HttpClientResponse) => {
     Stream.decodeText,
     Stream.pipeThroughChannel(Sse.decode()),
     Stream.mapError((error) => http.failure("streamText", error)),
-    Stream.flatMap(({ data }) => Stream.fromIterable(partsOf(data)))
+    Stream.filter(({ data }) => data !== "[DONE]"),
+    Stream.mapEffect(({ data }) =>
+      http.read("streamText", () => partsOf(JSON.parse(data) as Chat | { readonly error: unknown }))
+    ),
+    Stream.flattenIterable
   )
 }
 

@@ -1,5 +1,6 @@
 /** The queue's errors as those of `effect/ai`, which programs that are written against it know. */
 import * as AiError from "effect/ai/AiError"
+import * as Response from "effect/ai/Response"
 import * as DateTime from "effect/DateTime"
 import * as Duration from "effect/Duration"
 import * as Predicate from "effect/Predicate"
@@ -24,8 +25,11 @@ const providers = new Set([
   "UnknownError"
 ])
 
-export const isProviders = (error: unknown): error is AiError.AiError =>
-  AiError.isAiError(error) && providers.has(error.reason._tag)
+export const isErrorPart = (part: unknown): part is Response.ErrorPart =>
+  Predicate.isObject(part) && "type" in part && part.type === "error" && Response.isPart(part)
+
+export const isProviders = (error: unknown): boolean =>
+  AiError.isAiError(error) ? providers.has(error.reason._tag) : isErrorPart(error)
 
 /** What a provider's refusal said, where the queue's error stands for one. */
 const refusal = (error: QueueError.SubmitError) => {
