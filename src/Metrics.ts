@@ -367,6 +367,6 @@ export const layer = (options: Options = {}): Layer.Layer<never> =>
   Layer.effect(
     CurrentObserver,
     Effect.contextWith((context: Context.Context<never>) =>
-      Effect.succeed<Observer>({ open: (modelId, info) => observe(context, options, modelId, info) })
+      Effect.succeed<Observer>({ open: ({ info, modelId }) => observe(context, options, modelId, info) })
     )
   )

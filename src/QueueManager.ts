@@ -154,6 +154,11 @@ export interface ActiveRequest {
   readonly processingTime: Duration.Duration
   /** How often it was handed to its processor. */
   readonly attempts: number
+  /**
+   * How much longer it will wait, by what `estimateWait` goes by: `Duration.infinity` when nothing that is known ends the
+   * wait, `undefined` for what is being processed.
+   */
+  readonly predictedWait: Duration.Duration | undefined
 }
 
 /**

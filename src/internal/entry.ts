@@ -221,6 +221,11 @@ export class EntryList {
     entry.previous = entry.next = undefined
     this.size--
   }
+
+  /** To be gone through at once: not while entries come and go. */
+  *[Symbol.iterator](): Iterator<Entry> {
+    for (let entry = this.first; entry !== undefined; entry = entry.next) yield entry
+  }
 }
 
 /** In no order. An entry is in one of these at most. */

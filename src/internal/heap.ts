@@ -39,6 +39,11 @@ export class Heap<A> {
     return this.nodes[0]
   }
 
+  /** In no order. */
+  values(): ReadonlyArray<A> {
+    return this.nodes.map(({ value }) => value)
+  }
+
   /** The first ones, in order, without taking them out: O(count²) or better, whatever else there is. */
   first(count: number): ReadonlyArray<Node<A>> {
     const { nodes } = this

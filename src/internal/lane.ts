@@ -11,7 +11,32 @@ const isBefore = (a: Entry, b: Entry): boolean =>
 
 const byOrder = (a: Entry, b: Entry): number => isBefore(a, b) ? -1 : 1
 
-export class Lane {
+/** How many requests, and what they cost together. */
+export interface Sum {
+  requests: number
+  inputTokens: number
+  cachedInputTokens: number
+  outputTokens: number
+  maxOutputTokens: number
+}
+
+export const emptySum = (): Sum => ({
+  requests: 0,
+  inputTokens: 0,
+  cachedInputTokens: 0,
+  outputTokens: 0,
+  maxOutputTokens: 0
+})
+
+export const addCost = (sum: Sum, cost: Entry["cost"], times = 1): void => {
+  sum.requests += times
+  sum.inputTokens += times * cost.inputTokens
+  sum.cachedInputTokens += times * (cost.cachedInputTokens ?? 0)
+  sum.outputTokens += times * cost.outputTokens
+  sum.maxOutputTokens += times * (cost.maxOutputTokens ?? cost.outputTokens)
+}
+
+export class Lane implements Sum {
   readonly headStart: number
   /** Among the lanes of its tenant, by its first one. */
   place: Node<Lane> | undefined
@@ -79,10 +104,6 @@ export class Lane {
   }
 
   count({ cost }: Pick<Entry, "cost">, by: 1 | -1): void {
-    this.requests += by
-    this.inputTokens += by * cost.inputTokens
-    this.cachedInputTokens += by * (cost.cachedInputTokens ?? 0)
-    this.outputTokens += by * cost.outputTokens
-    this.maxOutputTokens += by * (cost.maxOutputTokens ?? cost.outputTokens)
+    addCost(this, cost, by)
   }
 }

@@ -15,7 +15,7 @@ import * as ResultStore from "../ResultStore.ts"
 import * as dedupe from "./dedupe.ts"
 import type { AnyModel, AnyRequest, Failure, ProcessorFailure, Snapshot } from "./entry.ts"
 import * as modelQueue from "./modelQueue.ts"
-import { CurrentObserver } from "./observer.ts"
+import { attach, CurrentObserver, Observers } from "./observer.ts"
 import * as settings from "./settings.ts"
 import * as streams from "./streams.ts"
 
@@ -93,8 +93,12 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
   let open = true
   let gone = false
 
+  const observers = new Observers()
+  const own = yield* CurrentObserver
+  if (own !== undefined) observers.add(own)
+
   const events: modelQueue.Events = {
-    observer: yield* CurrentObserver,
+    observers,
     areRead: () => readers.size > 0,
     publish: (event) => {
       for (const reader of readers) Queue.offerUnsafe(reader, event)
@@ -254,7 +258,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
       })
     })
 
-  return typed({
+  const manager = typed({
     registerQueue: (model: AnyModel, processor: modelQueue.Processor) =>
       register([registration(model, processor) as Registration]),
     registerAllQueues: (items: ReadonlyArray<AnyModel | Registration>, processor?: modelQueue.Processor) =>
@@ -378,4 +382,6 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
       )
     ))
   })
+  attach(manager, observers)
+  return manager
 })

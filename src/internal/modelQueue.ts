@@ -56,7 +56,8 @@ import { estimate, type Estimated, largestShare, tooLarge } from "./estimate.ts"
 import { Heap } from "./heap.ts"
 import { charge, countsTokens, failsWhenExceeded, isAboutConcurrency } from "./limitState.ts"
 import { immediately } from "./memoryLimiter.ts"
-import type { Observer, QueueObserver, Reason } from "./observer.ts"
+import type { Observers, QueueObserver, Reason } from "./observer.ts"
+import * as order from "./order.ts"
 import { failureHeaders } from "./provider/classify.ts"
 import { ProviderGate } from "./providerGate.ts"
 import * as requestContext from "./requestContext.ts"
@@ -73,7 +74,7 @@ import * as tracing from "./tracing.ts"
 export interface Events {
   readonly areRead: () => boolean
   readonly publish: (event: Snapshot) => void
-  readonly observer: Observer | undefined
+  readonly observers: Observers
 }
 
 /** A processor whose services are in the context of its registration. */
@@ -302,6 +303,7 @@ export const make = Effect.fnUntraced(function*(
   const fork = Effect.runForkWith(context)
 
   let observer: QueueObserver | undefined
+  let unobserve = () => {}
   /** What keeps the first one in order back, as far as the dispatcher knows. */
   let reason: Reason | undefined
 
@@ -569,7 +571,7 @@ export const make = Effect.fnUntraced(function*(
   /** The provider may have just become unavailable: some do not wait for it. */
   const failUnavailable = () => {
     if (!gate?.isBlocked(now())) return
-    for (const waiter of [...listed(suspended), ...listed(waiting)]) {
+    for (const waiter of [...Array.from(suspended), ...Array.from(waiting)]) {
       if (leavesWhenUnavailable(waiter)) fail(waiter, unavailable(waiter, gate.reason, reopensIn(gate)))
     }
   }
@@ -772,16 +774,37 @@ export const make = Effect.fnUntraced(function*(
   }
 
   /** What goes before a request that is submitted now. */
+  /** The part of their estimates that requests use. */
+  const expectedUse = (): number => tokenLimits.reduce((least, { meter }) => Math.min(least, meter.usedPart), 1)
+
   const ahead = (
     { headStart, tenant }: Pick<Entry, "headStart" | "tenant">,
     isEarliest: boolean
   ): RateLimiter.Ahead => {
-    const usedPart = tokenLimits.reduce((least, { meter }) => Math.min(least, meter.usedPart), 1)
+    const usedPart = expectedUse()
     return {
       ...scheduler.ahead(tenant, headStart, !isEarliest),
       usedPart,
       returnedPart: isEarliest ? 1 : 1 - usedPart
     }
+  }
+
+  /** How long one waits that has so much before it, from now on. */
+  const predictedWait = (
+    { cost, earlier, tenant }: Pick<Entry, "cost" | "earlier" | "tenant">,
+    before: RateLimiter.Ahead
+  ): Effect.Effect<Duration.Duration> => {
+    if (isPaused && state === "open") return Effect.succeed(Duration.infinity)
+    return Effect.map(limiter.predict(cost, before, tenant), (wait) => {
+      // Those in front of it that find no permit each wait for the end of another one.
+      const most = mostPermits()
+      const late = Math.max(0, before.requests + running.size + 1 - most)
+      const forPermit = late === 0 ? 0 : (late / most) * processing.mean
+      const at = now()
+      const forProvider = gate === undefined ? 0 : gate.closedFor(at)
+      const forAttempt = earlier?.delayed === undefined ? 0 : earlier.notBefore - at
+      return Duration.millis(Math.max(wait, forPermit, forProvider, forAttempt))
+    })
   }
 
   /** Fails when a request cannot be dispatched in time. Others that wait may leave, but only those of its tenant count. */
@@ -1629,7 +1652,7 @@ export const make = Effect.fnUntraced(function*(
       while (waiting.first !== undefined) abort(waiting.first, shutdownOf(waiting.first))
       abortAll(running)
       state = "closed"
-      observer?.closed()
+      unobserve()
       Deferred.doneUnsafe(drained, Exit.void)
       tellEmptied(true)
       due(now())
@@ -1734,12 +1757,14 @@ export const make = Effect.fnUntraced(function*(
     const by = isProcessing(current) ? current : undefined
     const waiter: Emptying = { exempt, by, adopted: [], told: Deferred.makeUnsafe() }
     emptied.add(waiter)
-    for (const entry of listed(suspended)) {
+    for (const entry of Array.from(suspended)) {
       if (entry.outcome === undefined) fail(entry, new QueueError.QueueDraining({ modelId, requestId: entry.id }))
     }
     // Who has failed may have resumed the queue.
     if (by !== undefined && emptied.has(waiter)) {
-      const inOrder = listed(waiting).toSorted((a, b) => a.submittedAt - a.headStart - (b.submittedAt - b.headStart))
+      const inOrder = Array.from(waiting).toSorted((a, b) =>
+        a.submittedAt - a.headStart - (b.submittedAt - b.headStart)
+      )
       for (const entry of inOrder) lend(waiter, entry)
     }
     checkEmptied()
@@ -1750,12 +1775,6 @@ export const make = Effect.fnUntraced(function*(
       }))
   })
 
-  const listed = (list: EntryList): Array<Entry> => {
-    const found: Array<Entry> = []
-    for (let entry = list.first; entry !== undefined; entry = entry.next) found.push(entry)
-    return found
-  }
-
   /** Those that have not ended and are meant, what is being processed first. */
   const meantBy = (filter: QueueManager.RequestFilter): Array<Entry> | QueueError.InvalidRequest => {
     const matches = settings.requestFilter(filter)
@@ -1764,19 +1783,23 @@ export const make = Effect.fnUntraced(function*(
     }
     const at = now()
     const meant: Array<Entry> = []
+    // There may be very many, so one description and one function serve them all.
+    let entry: Entry
+    const described: settings.Described = { id: "", tenant: "", labels: {}, headStart: 0, status: "pending", age: 0 }
+    const responseTo = () => response(entry, at)
     try {
-      for (const list of [Array.from(running), listed(suspended), listed(waiting)]) {
-        for (const entry of list) {
+      // Somebody else's function may change the lists.
+      const held = filter.where === undefined ? [suspended, waiting] : [Array.from(suspended), Array.from(waiting)]
+      for (const list of [Array.from(running), ...held]) {
+        for (entry of list) {
           if (entry.outcome !== undefined) continue
-          const described = {
-            id: entry.id,
-            tenant: entry.tenant,
-            labels: entry.request!.labels,
-            headStart: entry.headStart,
-            status: entry.state === "dispatched" ? "processing" : "pending",
-            age: at - entry.submittedAt
-          } as const
-          if (matches(described, () => response(entry, at))) meant.push(entry)
+          described.id = entry.id
+          described.tenant = entry.tenant
+          described.labels = entry.request!.labels
+          described.headStart = entry.headStart
+          described.status = entry.state === "dispatched" ? "processing" : "pending"
+          described.age = at - entry.submittedAt
+          if (matches(described, responseTo)) meant.push(entry)
         }
       }
     } catch (error) {
@@ -1784,6 +1807,25 @@ export const make = Effect.fnUntraced(function*(
       return new QueueError.InvalidRequest({ modelId, requestId: "", problems })
     }
     return meant
+  }
+
+  /**
+   * Those that a list begins with if it is of all, or of all with a status, without going through all that wait; as long
+   * as they are all in order.
+   */
+  const firstOnes = (filter: QueueManager.RequestFilter, most: number): Array<Entry> | undefined => {
+    if (typeof settings.requestFilter(filter) !== "function") return undefined
+    const { status, ...others } = filter
+    if (Object.values(others).some((condition) => condition !== undefined)) return undefined
+    if (scheduler.count + delayed.size + nested.size !== waiting.size) return undefined
+    const pending = status === "processing" ? [] : [
+      ...suspended,
+      ...nested,
+      ...delayed.values(),
+
+      ...scheduler.earliest(most)
+    ]
+    return [...(status === "pending" ? [] : running), ...pending].filter(({ outcome }) => outcome === undefined)
   }
 
   const cancelAll = (filter: QueueManager.RequestFilter) =>
@@ -1800,15 +1842,26 @@ export const make = Effect.fnUntraced(function*(
     Effect.suspend(() => {
       const problems: Array<string> = []
       const most = settings.whole("limit", limit, 100, problems)
+      const firsts = problems.length > 0 ? undefined : firstOnes(filter, most)
       const meant = problems.length > 0
         ? new QueueError.InvalidRequest({ modelId, requestId: "", problems })
-        : meantBy(filter)
+        : firsts ?? meantBy(filter)
       if (!Array.isArray(meant)) return Effect.fail(meant)
       const at = now()
-      const place = ({ headStart, state, submittedAt }: Entry) =>
-        submittedAt - headStart - (state === "dispatched" ? Number.MAX_SAFE_INTEGER : 0)
-      return Effect.succeed(
-        meant.toSorted((a, b) => place(a) - place(b)).slice(0, most).map((entry): QueueManager.ActiveRequest => ({
+      const listed = order.first(meant, most)
+      const pending = listed.filter(({ state }) => state !== "dispatched")
+      // Of all that wait, all that go before one of the list are in it.
+      const accepted = firsts === undefined ? waiting : pending.filter(({ state }) => state === "waiting")
+      const ahead = order.before(pending, accepted)
+      const usedPart = expectedUse()
+      return Effect.forEach(listed, (entry) => {
+        const before = ahead.get(entry)
+        const predicted = before === undefined ? Effect.undefined : predictedWait(entry, {
+          ...scheduler.withOthers(entry.tenant, before),
+          usedPart,
+          returnedPart: 1 - usedPart
+        })
+        return Effect.map(predicted, (predictedWait): QueueManager.ActiveRequest => ({
           requestId: entry.id,
           status: entry.state === "dispatched" ? "processing" : "pending",
           tenant: entry.tenant,
@@ -1817,9 +1870,10 @@ export const make = Effect.fnUntraced(function*(
           createdAt: entry.createdAt,
           queueTime: Duration.millis(waitingTime(entry, at)),
           processingTime: Duration.millis(processingTime(entry, at)),
-          attempts: entry.attempts
+          attempts: entry.attempts,
+          predictedWait
         }))
-      )
+      })
     })
 
   const cancelEntry = (entry: Entry): boolean => {
@@ -1949,16 +2003,8 @@ export const make = Effect.fnUntraced(function*(
         const labels = inherited.labels === undefined ? options.labels : { ...inherited.labels, ...options.labels }
         const cost = costOf({ ...options, tenant, labels }, problems)
         if ("_tag" in cost) return Effect.fail(cost)
-        if ((isPaused || isEmptying) && state === "open") return Effect.succeed(Duration.infinity)
-        const before = ahead({ headStart, tenant }, false)
-        return Effect.map(limiter.predict(cost, before, tenant), (wait) => {
-          // Those in front of it that find no permit each wait for the end of another one.
-          const most = mostPermits()
-          const late = Math.max(0, before.requests + running.size + 1 - most)
-          const forPermit = late === 0 ? 0 : (late / most) * processing.mean
-          const forProvider = gate === undefined ? 0 : gate.closedFor(now())
-          return Duration.millis(Math.max(wait, forPermit, forProvider))
-        })
+        if (isEmptying && state === "open") return Effect.succeed(Duration.infinity)
+        return predictedWait({ cost, earlier: undefined, tenant }, ahead({ headStart, tenant }, false))
       }),
     info: Effect.map(limiter.usage, (rateLimiters) => ({
       modelId,
@@ -1987,7 +2033,12 @@ export const make = Effect.fnUntraced(function*(
     shutdown: config.shutdown
   }
 
-  observer = events.observer?.open(modelId, queue.info)
+  unobserve = events.observers.open(
+    { modelId, info: queue.info, responseTo: (entry) => response(entry as Entry, now()) },
+    (next) => {
+      observer = next
+    }
+  )
   yield* Effect.forkIn(supervised(dispatcher), scope, { startImmediately: true })
   yield* Effect.forkDetach(supervised(housekeeper), { startImmediately: true })
   return queue

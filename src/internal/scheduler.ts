@@ -14,11 +14,10 @@
  */
 import type { Entry } from "./entry.ts"
 import { Heap, type Node } from "./heap.ts"
-import { Lane } from "./lane.ts"
+import { emptySum, Lane, type Sum } from "./lane.ts"
+import * as order from "./order.ts"
 
 /** What requests cost together. */
-type Sum = Pick<Lane, "requests" | "inputTokens" | "cachedInputTokens" | "outputTokens" | "maxOutputTokens">
-
 export interface Tenant {
   readonly id: string | undefined
   readonly weight: number
@@ -37,6 +36,14 @@ export interface Tenant {
   held: Node<Tenant> | undefined
 }
 
+const add = (sum: Sum, lane: Lane, part: number): void => {
+  sum.requests += lane.requests * part
+  sum.inputTokens += lane.inputTokens * part
+  sum.cachedInputTokens += lane.cachedInputTokens * part
+  sum.outputTokens += lane.outputTokens * part
+  sum.maxOutputTokens += lane.maxOutputTokens * part
+}
+
 const first = ({ order }: Tenant): Entry | undefined => order.peek()?.value.peek()
 
 export class Scheduler {
@@ -51,6 +58,8 @@ export class Scheduler {
   private readonly heldByOthers = new Set<Tenant>()
   /** Counts what may end a hold. */
   changes = 0
+  /** How many requests are in order. */
+  count = 0
   /** The tag of the tenant served last, before it was served. */
   private virtualTime = 0
 
@@ -72,6 +81,7 @@ export class Scheduler {
   add(entry: Entry): void {
     const tenant = this.tenants.get(entry.tenant) ?? this.come(entry.tenant)
     const isBack = tenant.size++ === 0 && tenant.held === undefined
+    this.count++
     let lane = tenant.lanes.get(entry.headStart)
     if (lane === undefined) tenant.lanes.set(entry.headStart, lane = new Lane(entry.headStart))
     lane.add(entry)
@@ -89,6 +99,7 @@ export class Scheduler {
     const wasFirst = tenant.held !== undefined && first(tenant) === entry
     const lane = entry.lane!
     lane.remove(entry)
+    this.count--
     const next = lane.peek()
     if (next === undefined) {
       tenant.order.remove(lane.place!)
@@ -134,25 +145,22 @@ export class Scheduler {
    * start are left out.
    */
   ahead(id: string | undefined, headStart: number, others: boolean): Sum {
-    const ahead = { requests: 0, inputTokens: 0, cachedInputTokens: 0, outputTokens: 0, maxOutputTokens: 0 }
-    const add = (sum: Sum, part: number) => {
-      ahead.requests += sum.requests * part
-      ahead.inputTokens += sum.inputTokens * part
-      ahead.cachedInputTokens += sum.cachedInputTokens * part
-      ahead.outputTokens += sum.outputTokens * part
-      ahead.maxOutputTokens += sum.maxOutputTokens * part
-    }
-    const own = this.tenants.get(id)
-    for (const lane of own?.lanes.values() ?? []) if (lane.headStart >= headStart) add(lane, 1)
-    if (!others || this.tenants.size < 2) return ahead
-    const weight = own?.weight ?? this.weightOf(id)
-    const turns = ahead.requests + 1
+    const ahead = emptySum()
+    for (const lane of this.tenants.get(id)?.lanes.values() ?? []) if (lane.headStart >= headStart) add(ahead, lane, 1)
+    return others ? this.withOthers(id, ahead) : ahead
+  }
+
+  /** Adds as much of other tenants as their weights allow until so much of a tenant's own has gone. */
+  withOthers(id: string | undefined, own: Sum): Sum {
+    if (this.tenants.size < 2) return own
+    const weight = this.tenants.get(id)?.weight ?? this.weightOf(id)
+    const turns = own.requests + 1
     for (const tenant of this.tenants.values()) {
-      if (tenant === own || tenant.size === 0) continue
+      if (tenant.id === id || tenant.size === 0) continue
       const part = Math.min(1, (turns * tenant.weight) / weight / tenant.size)
-      for (const lane of tenant.lanes.values()) add(lane, part)
+      for (const lane of tenant.lanes.values()) add(own, lane, part)
     }
-    return ahead
+    return own
   }
 
   /**
@@ -173,6 +181,18 @@ export class Scheduler {
       return other.tag + cost <= tenant.tag + Math.max(other.largest, cost) ? [entry] : []
     })
     return [...others, ...found].slice(0, count)
+  }
+
+  /** The first ones of all tenants by the time of submission less the head start, as `order` has them. */
+  earliest(count: number): ReadonlyArray<Entry> {
+    const lanes = Array.from(this.tenants.values(), ({ lanes }) => [...lanes.values()]).flat()
+    let found: ReadonlyArray<Entry> = []
+    for (const lane of lanes.toSorted((a, b) => a.key - b.key)) {
+      const last = found[count - 1]
+      if (last !== undefined && lane.key > last.submittedAt - last.headStart) break
+      found = order.first([...found, ...lane.first(count)], count)
+    }
+    return found
   }
 
   /**

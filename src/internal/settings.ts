@@ -137,14 +137,14 @@ export const timeout = (input: unknown): number | string => {
   return parsed !== undefined && parsed > 0 ? parsed : `expected a duration of more than zero, got ${show(input)}`
 }
 
-interface Described {
-  readonly id: string
-  readonly tenant: string | undefined
-  readonly labels: Readonly<Record<string, string>> | undefined
-  readonly headStart: number
-  readonly status: "pending" | "processing"
+export interface Described {
+  id: string
+  tenant: string | undefined
+  labels: Readonly<Record<string, string>> | undefined
+  headStart: number
+  status: "pending" | "processing"
   /** Milliseconds since it was submitted. */
-  readonly age: number
+  age: number
 }
 
 /** Tells whether a request is meant; or what is wrong with the filter. */

@@ -1,6 +1,6 @@
 import { assert, describe, it } from "@effect/vitest"
 import { Cause, Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Layer, Scope } from "effect"
-import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+import { ModelConfig, ProviderProfile, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import * as random from "../model/random.ts"
 
@@ -57,7 +57,8 @@ describe("getRequests", () => {
         createdAt: 0,
         queueTime: Duration.millis(0),
         processingTime: Duration.millis(3000),
-        attempts: 1
+        attempts: 1,
+        predictedWait: undefined
       })
       assert.deepInclude(urgent, { status: "pending", priority: 60, queueTime: Duration.millis(1000), attempts: 0 })
       assert.strictEqual((yield* Effect.flip(manager.getRequests("none")))._tag, "ModelNotRegistered")
@@ -67,6 +68,87 @@ describe("getRequests", () => {
       yield* TestClock.adjust("1 minute")
       assert.deepStrictEqual(yield* ids(), [])
     }).pipe(Effect.provide(Manager)))
+
+  it.effect("predicts how much longer each one waits", () =>
+    Effect.gen(function*() {
+      const { Model, manager, started, submit } = yield* open({ rateLimiters: [RateLimiter.rpm(10)] })
+      for (let i = 0; i < 35; i++) yield* submit(`${i}`, { tenant: ["a", "b"][i % 2], labels: { third: `${i % 3}` } })
+      yield* TestClock.adjust("1 second")
+      assert.strictEqual(started.length, 10)
+      const waits = (filter?: QueueManager.RequestFilter) =>
+        Effect.map(
+          manager.getRequests(Model, filter),
+          (requests) => requests.map(({ predictedWait }) => Duration.toSeconds(predictedWait!))
+        )
+      // The margin of a minute's window is there too.
+      const predicted = yield* waits()
+      assert.deepStrictEqual(predicted.map((wait) => Math.floor(wait)), [
+        ...Array.from({ length: 10 }, () => 59),
+        ...Array.from({ length: 10 }, () => 119),
+        ...Array.from({ length: 5 }, () => 179)
+      ])
+      const some = yield* manager.getRequests(Model, { labels: { third: "0" } })
+      assert.deepStrictEqual(
+        some.map(({ predictedWait }) => predictedWait),
+        (yield* manager.getRequests(Model)).filter(({ labels }) => labels["third"] === "0")
+          .map(({ predictedWait }) => predictedWait)
+      )
+      let passed = 0
+      for (const [index, wait] of [...new Set(predicted)].entries()) {
+        yield* TestClock.adjust(Duration.seconds(wait - passed - 0.001))
+        assert.strictEqual(started.length, 10 * (index + 1))
+        yield* TestClock.adjust("1 millis")
+        assert.strictEqual(started.length, Math.min(35, 10 * (index + 2)))
+        passed = wait
+      }
+      yield* manager.pauseQueue(Model)
+      yield* submit("late")
+      assert.deepStrictEqual(yield* waits(), [Number.POSITIVE_INFINITY])
+    }).pipe(Effect.provide(Manager)))
+})
+
+describe("getRequests of everything", () => {
+  it.effect("says what going through all that wait says", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      for (let seed = 1; seed <= 40; seed++) {
+        const choose = random.make(seed)
+        const Model = ModelConfig.makeUntyped<number, string, { readonly status: number }>(`model${seed}`, {
+          rateLimiters: [RateLimiter.concurrent(choose.int(1, 3)), RateLimiter.rpm(20, { timePeriod: "1 second" })],
+          capacity: choose.pick([10, 1000]),
+          provider: ProviderProfile.openai,
+          tenants: { byId: { a: { weight: 2 } } }
+        })
+        yield* manager.registerQueue(Model, (request) =>
+          Effect.gen(function*() {
+            if (request.params % 5 === 0) return yield* Effect.fail({ status: 503 })
+            // Of its own, which wait on its permit.
+            if (request.params % 7 === 0) yield* Effect.exit(manager.submit(Model, 1, { timeout: "1 second" }))
+            yield* Effect.sleep(request.params)
+            return "ok"
+          }))
+        for (let step = 0; step < 60; step++) {
+          for (let i = choose.int(0, 3); i > 0; i--) {
+            yield* Effect.forkChild(
+              Effect.exit(manager.submit(Model, choose.int(1, 500), {
+                priority: choose.int(-3, 3),
+                tenant: choose.pick(["a", "b", "c"])
+              })),
+              { startImmediately: true }
+            )
+          }
+          yield* TestClock.adjust(choose.int(0, 60))
+          const limit = choose.pick([1, 5, 1000])
+          const status = choose.pick(["pending", "processing", undefined] as const)
+          assert.deepStrictEqual(
+            yield* manager.getRequests(Model, { status }, { limit }),
+            yield* manager.getRequests(Model, { status, where: () => true }, { limit }),
+            `seed ${seed}, step ${step}`
+          )
+        }
+        yield* manager.unregisterQueue(Model)
+      }
+    }).pipe(Effect.provide(Manager)), 60_000)
 })
 
 describe("pauseQueue", () => {
