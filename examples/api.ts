@@ -38,7 +38,7 @@ const program = Effect.gen(function*() {
   const params = { modelId: "gpt-4" }
   yield* Effect.flatMap(queues.live(), (looks) =>
     looks.pipe(
-      Stream.map(([queue]) => queue!),
+      Stream.flatMap(({ queues }) => Stream.fromIterable(queues)),
       Stream.takeUntil(({ completed, running }) => completed === 5 && running === 0),
       Stream.runDrain
     ))
@@ -49,7 +49,7 @@ const program = Effect.gen(function*() {
     `${waiting.length} wait, all of them for ${new Set(waiting.map(({ tenant }) => tenant)).size} tenant`
   )
 
-  yield* actions.updateLimits({ params, payload: { limits: [{ type: "rpm", limit: 100, periodMillis: 3_600_000 }] } })
+  yield* actions.changeLimit({ params, payload: { type: "rpm", limit: 100 } })
   const answers = yield* Fiber.join(work)
   yield* Console.log(`${answers.length} are answered`)
 })

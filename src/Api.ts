@@ -25,11 +25,14 @@ import * as HttpClientRequest from "effect/http/HttpClientRequest"
 import type * as HttpPlatform from "effect/http/HttpPlatform"
 import type * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 import type * as Path from "effect/Path"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
+import * as pictures from "./internal/live.ts"
 import * as QueueError from "./QueueError.ts"
 import * as QueueManager from "./QueueManager.ts"
 import type * as QueueResponse from "./QueueResponse.ts"
@@ -77,6 +80,12 @@ export const Queue = Schema.Struct({
   failed: Schema.Finite,
   cancelled: Schema.Finite,
   limits: Schema.Array(Limit),
+  /** Of requests that were dispatched in the last interval of `live`, while somebody reads that; else `null`. */
+  waits: Schema.NullOr(Schema.Struct({
+    count: Schema.Finite,
+    p50Millis: Schema.Finite,
+    p95Millis: Schema.Finite
+  })),
   provider: Schema.NullOr(Schema.Struct({
     name: Schema.String,
     state: Schema.Literals(["available", "unavailable", "quotaExhausted", "probing"]),
@@ -103,8 +112,12 @@ export const ActiveRequest = Schema.Struct({
   createdAt: Schema.Finite,
   queueTimeMillis: Schema.Finite,
   processingTimeMillis: Schema.Finite,
-  attempts: Schema.Finite
+  attempts: Schema.Finite,
+  /** How much longer it will wait; `null` for what is being processed, and when nothing that is known ends the wait. */
+  predictedWaitMillis: Millis
 })
+
+const Failure = Schema.Struct({ name: Schema.String, message: Schema.NullOr(Schema.String) })
 
 /**
  * A change of a request's status. Results are never shown, and of failures that are not the queue's own only the name: their
@@ -124,7 +137,61 @@ export const Event = Schema.Struct({
   attempts: Schema.Finite,
   inputTokens: Schema.NullOr(Schema.Finite),
   outputTokens: Schema.NullOr(Schema.Finite),
-  error: Schema.NullOr(Schema.Struct({ name: Schema.String, message: Schema.NullOr(Schema.String) }))
+  error: Schema.NullOr(Failure)
+})
+
+/**
+ * What is new since the message before, or all (`complete`): the first message, and one after some that were not read in
+ * time. Of an interval the first 25 events are told, and the first 25 failures; all has the newest 100.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Live = Schema.Struct({
+  /** Milliseconds since 1970. */
+  at: Schema.Finite,
+  complete: Schema.Boolean,
+  /** Those that have changed; all of them if `complete`. */
+  queues: Schema.Array(Queue),
+  /** The ids of models that are not registered any more. */
+  removed: Schema.Array(Schema.String),
+  failures: Schema.Array(Event),
+  events: Schema.Array(Event)
+})
+
+/**
+ * How a queue was, or all together, at a time of the last 15 minutes; there is one for each five seconds, from the first
+ * on in which something happened.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const Sample = Schema.Struct({
+  /** Milliseconds since 1970. */
+  at: Schema.Finite,
+  depth: Schema.Finite,
+  running: Schema.Finite,
+  completedPerSecond: Schema.Finite,
+  failedPerSecond: Schema.Finite,
+  /** Of requests that were dispatched in those five seconds. */
+  waitP50Millis: Millis,
+  waitP95Millis: Millis
+})
+
+/**
+ * A failed request that is kept, and can be submitted again. Its parameters are never shown.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export const DeadLetter = Schema.Struct({
+  requestId: Schema.String,
+  tenant: Schema.NullOr(Schema.String),
+  labels: Schema.Record(Schema.String, Schema.String),
+  /** Milliseconds since 1970. */
+  failedAt: Schema.Finite,
+  attempts: Schema.Finite,
+  error: Schema.NullOr(Failure)
 })
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -177,6 +244,30 @@ export class Forbidden extends Schema.TaggedError<Forbidden>("effect-llm-queue/A
   "Forbidden",
   { message: Schema.String },
   { httpApiStatus: 403 }
+) {}
+
+/**
+ * It makes sense, but not now: the queue is full or draining, the provider's quota is used up.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class Refused extends Schema.TaggedError<Refused>("effect-llm-queue/Api/Refused")(
+  "Refused",
+  { name: Schema.String, message: Schema.String },
+  { httpApiStatus: 409 }
+) {}
+
+/**
+ * There are too many readers of streams.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class Busy extends Schema.TaggedError<Busy>("effect-llm-queue/Api/Busy")(
+  "Busy",
+  { message: Schema.String },
+  { httpApiStatus: 503 }
 ) {}
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -235,8 +326,19 @@ const Seen = HttpApiGroup.make("queues").add(
     success: Schema.Array(ActiveRequest),
     error: [NotFound, Invalid]
   }),
-  HttpApiEndpoint.get("events", "/events", { success: HttpApiSchema.StreamNdjson({ schema: Event }) }),
-  HttpApiEndpoint.get("live", "/live", { success: HttpApiSchema.StreamSse({ data: Schema.Array(Queue) }) })
+  HttpApiEndpoint.get("deadLetters", "/queues/:modelId/dead-letters", {
+    params: model,
+    query: { limit: Schema.optional(Schema.FiniteFromString) },
+    success: Schema.Array(DeadLetter),
+    error: [NotFound, Invalid]
+  }),
+  HttpApiEndpoint.get("history", "/history", {
+    query: { modelId: Schema.optional(Schema.String) },
+    success: Schema.Array(Sample)
+  }),
+  HttpApiEndpoint.get("events", "/events", { success: HttpApiSchema.StreamNdjson({ schema: Event }), error: Busy }),
+  HttpApiEndpoint.get("live", "/live", { success: HttpApiSchema.StreamSse({ data: Live }), error: Busy }),
+  HttpApiEndpoint.get("access", "/access", { success: Schema.Struct({ actions: Schema.Boolean }) })
 ).middleware(Authorization)
 
 const Acts = HttpApiGroup.make("actions").add(
@@ -265,6 +367,26 @@ const Acts = HttpApiGroup.make("actions").add(
       }))
     }),
     error: [NotFound, Invalid]
+  }),
+  HttpApiEndpoint.patch("changeLimit", "/queues/:modelId/limits", {
+    params: model,
+    payload: Schema.Struct({
+      type: Schema.Literals(["rpm", "rpd", "tpm", "tpd", "itpm", "otpm", "concurrent", "budget"]),
+      periodMillis: Schema.optional(Schema.Finite),
+      limit: Schema.Finite
+    }),
+    error: [NotFound, Invalid]
+  }),
+  HttpApiEndpoint.post("resubmit", "/queues/:modelId/dead-letters/:requestId/resubmit", {
+    params: request,
+    success: Schema.Struct({ requestId: Schema.String }),
+    error: [NotFound, Invalid, Refused]
+  }),
+  HttpApiEndpoint.post("removeDeadLetters", "/queues/:modelId/dead-letters/remove", {
+    params: model,
+    payload: Schema.Struct({ ids: Schema.optional(Schema.Array(Schema.String)) }),
+    success: Schema.Struct({ removed: Schema.Finite }),
+    error: NotFound
   })
 ).middleware(Actions).middleware(Authorization)
 
@@ -303,7 +425,7 @@ const toLimit = (usage: RateLimiter.Usage): typeof Limit.Type => ({
   nextCapacityMillis: millis(usage.timeUntilNextCapacity)
 })
 
-const toQueue = (info: QueueManager.QueueInfo): typeof Queue.Type => ({
+const toQueue = (info: QueueManager.QueueInfo, waits: (typeof Queue.Type)["waits"]): typeof Queue.Type => ({
   modelId: info.modelId,
   state: info.state,
   capacity: info.capacity,
@@ -314,6 +436,7 @@ const toQueue = (info: QueueManager.QueueInfo): typeof Queue.Type => ({
   failed: info.failed,
   cancelled: info.cancelled,
   limits: info.rateLimiters.map(toLimit),
+  waits,
   provider: info.provider === undefined ? null : {
     name: info.provider.name,
     state: info.provider.state,
@@ -323,15 +446,25 @@ const toQueue = (info: QueueManager.QueueInfo): typeof Queue.Type => ({
   }
 })
 
-const errorOf = (cause: Cause.Cause<unknown>): NonNullable<typeof Event.Type["error"]> => {
-  const error: unknown = Cause.squash(cause)
-  if (QueueError.isQueueError(error) && error._tag !== "ProcessingError") {
-    // The provider's words may be in what it has caused.
-    const isTold = !("cause" in error) || error.cause === undefined
-    return { name: error._tag, message: isTold ? error.message : null }
+const mostText = 1000
+
+const nameOf = (error: unknown): string => {
+  // It is somebody else's, and may be anything.
+  try {
+    const tag = typeof error === "object" && error !== null && "_tag" in error ? error._tag : undefined
+    const name: unknown = typeof tag === "string" ? tag : error instanceof Error ? error.name : typeof error
+    return typeof name === "string" ? name.slice(0, mostText) : "Error"
+  } catch {
+    return "Error"
   }
-  const tag = typeof error === "object" && error !== null && "_tag" in error ? error._tag : undefined
-  return { name: typeof tag === "string" ? tag : error instanceof Error ? error.name : typeof error, message: null }
+}
+
+const errorOf = (cause: Cause.Cause<unknown>): typeof Failure.Type => {
+  const error: unknown = Cause.squash(cause)
+  if (!QueueError.isQueueError(error) || error._tag === "ProcessingError") return { name: nameOf(error), message: null }
+  // The provider's words may be in what it has caused.
+  const isTold = !("cause" in error) || error.cause === undefined
+  return { name: error._tag, message: isTold ? error.message.slice(0, mostText) : null }
 }
 
 const toEvent = (response: QueueResponse.QueueResponse<unknown, unknown>): typeof Event.Type => ({
@@ -346,6 +479,17 @@ const toEvent = (response: QueueResponse.QueueResponse<unknown, unknown>): typeo
   inputTokens: response.inputTokensUsed ?? null,
   outputTokens: response.outputTokensUsed ?? null,
   error: response.status === "failed" ? errorOf(response.cause) : null
+})
+
+const toDeadLetter = (
+  { failedAt, request, requestId, response }: QueueResponse.DeadLetter<unknown, unknown, unknown>
+): typeof DeadLetter.Type => ({
+  requestId,
+  tenant: response.tenant ?? null,
+  labels: request.labels ?? {},
+  failedAt,
+  attempts: response.attempts,
+  error: errorOf(response.cause)
 })
 
 const notFound = (error: { readonly message: string }) => Effect.fail(new NotFound({ message: error.message }))
@@ -370,6 +514,8 @@ export interface Options {
   readonly actions?: boolean | undefined
   /** How often `live` tells the state of the queues. Default: once a second. */
   readonly interval?: Duration.Input | undefined
+  /** Most readers of `live` and `events` at one time; more are answered `Busy`. Default 100. */
+  readonly maxStreams?: number | undefined
 }
 
 /** Takes the same time whatever differs. */
@@ -379,24 +525,38 @@ const isSame = (a: string, b: string): boolean => {
   return difference === 0
 }
 
+/** Looking more often than that shows nobody more. */
+const shortest = Duration.millis(50)
+
 const ownNames = /^(?:localhost|127\.0\.0\.1|\[::1\])(?::\d+)?$/i
+
+const isLoopback = (address: string): boolean => /^(?:(?:::ffff:)?127(?:\.\d{1,3}){3}|::1)$/.test(address)
+
+/** Nobody keeps what is told, or takes it for something else. */
+const privately = HttpServerResponse.setHeaders({
+  "cache-control": "no-store",
+  "x-content-type-options": "nosniff",
+  "cross-origin-resource-policy": "same-origin"
+})
 
 const authorization = ({ token }: Options) =>
   Layer.succeed(Authorization, {
     bearer: (effect, { credential }) =>
       Effect.gen(function*() {
-        const { headers } = yield* HttpServerRequest.HttpServerRequest
+        const { headers, remoteAddress } = yield* HttpServerRequest.HttpServerRequest
         const { host = "", origin } = headers
         // A page of somebody else that the browser of an operator shows.
         if (origin !== undefined && origin.replace(/^https?:\/\//i, "") !== host) {
           return yield* new Forbidden({ message: "Requests of other pages are not answered." })
         }
         if (token !== undefined) {
-          if (isSame(Redacted.value(token), Redacted.value(credential))) return yield* effect
+          if (isSame(Redacted.value(token), Redacted.value(credential))) return privately(yield* effect)
           return yield* new Unauthorized({ message: "A bearer token is needed: Authorization: Bearer …" })
         }
         // The name of another host that leads here is how pages reach what is on this machine.
-        if (ownNames.test(host)) return yield* effect
+        if (ownNames.test(host) && Option.match(remoteAddress, { onNone: () => true, onSome: isLoopback })) {
+          return privately(yield* effect)
+        }
         return yield* new Forbidden({
           message: "Without a token only this machine is answered, by its own name. Give the API one to let in others."
         })
@@ -412,41 +572,101 @@ const acting = ({ actions = false, token }: Options) =>
       ? Effect.provideService(effect, HttpServerRequest.MaxBodySize, mostBody)
       : Effect.fail(new Forbidden({ message: "Actions are off. They need the options `actions: true` and `token`." })))
 
-const seen = ({ interval = "1 second" }: Options) =>
+/**
+ * What a server that has stopped listening still waits for: a stream without an end would keep it for as long as it
+ * waits. Only the servers of Node.js can be asked.
+ */
+const isListening = ({ source }: HttpServerRequest.HttpServerRequest): boolean => {
+  const { socket } = source as { readonly socket?: { readonly server?: { readonly listening?: unknown } } }
+  return socket?.server?.listening !== false
+}
+
+const whileListening = <A>(stream: Stream.Stream<A>): Effect.Effect<
+  Stream.Stream<A>,
+  never,
+  HttpServerRequest.HttpServerRequest
+> =>
+  Effect.map(HttpServerRequest.HttpServerRequest, (request) =>
+    Stream.interruptWhen(
+      stream,
+      Effect.repeat(Effect.sleep("200 millis"), { while: () => isListening(request) })
+    ))
+
+const busy = Effect.fail(new Busy({ message: "There are as many readers as are let in. Try again later." }))
+
+const defaultLetters = 100
+
+const seen = ({ actions = false, interval = "1 second", maxStreams = 100, token }: Options) =>
   HttpApiBuilder.group(
     Api,
     "queues",
     Effect.fnUntraced(function*(handlers) {
       const manager = yield* QueueManager.QueueManager
-      const all = Effect.map(manager.getAllQueuesInfo, (infos) => Array.from(infos.values(), toQueue))
-      // One for all that look, however many they are. One that cannot keep up misses some.
-      const live = yield* Stream.tick(interval).pipe(
-        Stream.mapEffect(() => all),
-        Stream.share({ capacity: 1, strategy: "sliding", replay: 1 })
-      )
-      return handlers.handleAll({
-        list: () => all,
-        get: ({ params }) =>
-          Effect.map(manager.getQueueInfo(params.modelId), toQueue).pipe(
+      const live = yield* pictures.make(manager, {
+        interval: Duration.max(Option.getOrElse(Duration.fromInput(interval), () => Duration.seconds(1)), shortest),
+        maxStreams,
+        toQueue,
+        toEvent
+      })
+      const toShown = (info: QueueManager.QueueInfo) => toQueue(info, live.waits(info.modelId))
+      return handlers
+        .handle("list", () => Effect.map(manager.getAllQueuesInfo, (infos) => Array.from(infos.values(), toShown)))
+        .handle("get", ({ params }) =>
+          Effect.map(manager.getQueueInfo(params.modelId), toShown).pipe(
             Effect.catchTag("ModelNotRegistered", notFound)
-          ),
-        requests: ({ params, query: { limit, ...filter } }) =>
+          ))
+        .handle("requests", ({ params, query: { limit, ...filter } }) =>
           manager.getRequests(params.modelId, filter, { limit }).pipe(
             Effect.map((requests) =>
-              requests.map(({ processingTime, queueTime, tenant, ...rest }) => ({
+              requests.map(({ predictedWait, processingTime, queueTime, tenant, ...rest }) => ({
                 ...rest,
                 tenant: tenant ?? null,
                 queueTimeMillis: Duration.toMillis(queueTime),
-                processingTimeMillis: Duration.toMillis(processingTime)
+                processingTimeMillis: Duration.toMillis(processingTime),
+                predictedWaitMillis: millis(predictedWait)
               }))
             ),
             Effect.catchTags({ ModelNotRegistered: notFound, InvalidRequest: invalid })
-          ),
-        events: () => Effect.succeed(Stream.map(manager.events, toEvent)),
-        live: () => Effect.succeed(live)
-      })
+          ))
+        .handle("deadLetters", ({ params, query: { limit = defaultLetters } }) =>
+          Number.isSafeInteger(limit) && limit >= 0
+            ? manager.deadLetters(params.modelId).pipe(
+              Effect.map((letters) =>
+                letters.slice(Math.max(0, letters.length - limit)).toReversed().map(toDeadLetter)
+              ),
+              Effect.catchTag("ModelNotRegistered", notFound)
+            )
+            : invalid({ problems: [`limit: expected a whole number of at least 0, got ${limit}`] }))
+        .handle("history", ({ query }) =>
+          Effect.sync(() =>
+            live.history(query.modelId)
+          ))
+        .handle("events", () =>
+          Option.match(live.counted(Stream.map(manager.events, toEvent)), {
+            onNone: () =>
+              busy,
+            onSome: whileListening
+          }))
+        // Written once for all that look.
+        .handleRaw("live", () =>
+          Effect.flatMap(
+            live.stream,
+            Option.match({
+              onNone: () =>
+                busy,
+              onSome: (stream) =>
+                Effect.map(
+                  whileListening(stream),
+                  (stream) => HttpServerResponse.stream(stream, { contentType: "text/event-stream" })
+                )
+            })
+          ))
+        .handle("access", () => Effect.succeed({ actions: actions && token !== undefined }))
     })
   )
+
+/** It has been refused for now. */
+const refused = (error: QueueError.QueueError) => Effect.fail(new Refused({ name: error._tag, message: error.message }))
 
 const acts = HttpApiBuilder.group(
   Api,
@@ -485,7 +705,22 @@ const acts = HttpApiBuilder.group(
             limit,
             ...(periodMillis === undefined ? {} : { timePeriod: Duration.millis(periodMillis) })
           }))
-        ).pipe(Effect.catchTags({ ModelNotRegistered: notFound, InvalidConfiguration: invalid }))
+        ).pipe(Effect.catchTags({ ModelNotRegistered: notFound, InvalidConfiguration: invalid })),
+      changeLimit: ({ params, payload: { periodMillis, ...change } }) =>
+        manager.changeLimit(params.modelId, {
+          ...change,
+          timePeriod: periodMillis === undefined ? undefined : Duration.millis(periodMillis)
+        }).pipe(Effect.catchTags({ ModelNotRegistered: notFound, InvalidConfiguration: invalid })),
+      resubmit: ({ params }) =>
+        manager.resubmitDeadLetter(params.modelId, params.requestId).pipe(
+          Effect.map(({ requestId }) => ({ requestId })),
+          Effect.catchTags({ ...missing, InvalidRequest: invalid }, refused)
+        ),
+      removeDeadLetters: ({ params, payload }) =>
+        manager.removeDeadLetters(params.modelId, payload.ids).pipe(
+          Effect.map((removed) => ({ removed })),
+          Effect.catchTag("ModelNotRegistered", notFound)
+        )
     })
   })
 )

@@ -59,6 +59,10 @@ export interface ModelQueue<P, A, E> {
     requestId: string,
     usage: ModelConfig.Usage
   ): Effect.Effect<RateLimiter.Settlement, QueueError.RequestNotFound | QueueError.InvalidRequest>
+  /** Gives one limit another number: see `QueueManager.changeLimit`. */
+  changeLimit(
+    change: QueueManager.LimitChange
+  ): Effect.Effect<void, QueueError.InvalidConfiguration | QueueError.QueueShutdown>
   /** Replaces the limits, and keeps what is known: see `QueueManager.updateRateLimiters`. */
   updateRateLimiters(
     rateLimiters: ReadonlyArray<RateLimiter.Config> | "unlimited"
@@ -141,6 +145,7 @@ const fromManager = <P, A, E>(
     getStatus: (requestId) => Effect.catchIf(manager.getStatus(model, requestId), isGone, () => notFound(requestId)),
     updateTokenUsage: (requestId, usage) =>
       Effect.catchIf(manager.updateTokenUsage(model, requestId, usage), isGone, () => notFound(requestId)),
+    changeLimit: (change) => Effect.catchIf(manager.changeLimit(model, change), isGone, closed),
     updateRateLimiters: (rateLimiters) =>
       Effect.catchIf(manager.updateRateLimiters(model, rateLimiters), isGone, closed),
     getQueueInfo: Effect.catchIf(manager.getQueueInfo(model), isGone, closed),

@@ -135,6 +135,19 @@ export interface RequestFilter {
 }
 
 /**
+ * Another number for a limit that a queue has.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface LimitChange {
+  readonly type: RateLimiter.Type
+  /** Which one, where several have the type. */
+  readonly timePeriod?: Duration.Input | undefined
+  readonly limit: number
+}
+
+/**
  * A request that waits or is being processed.
  *
  * @category models
@@ -337,6 +350,12 @@ export class QueueManager extends Context.Service<QueueManager, {
   deadLetters<P, A, E>(
     model: ModelConfig.ModelConfig<P, A, E>
   ): Effect.Effect<ReadonlyArray<QueueResponse.DeadLetter<P, A, E>>, QueueError.ModelNotRegistered>
+  deadLetters(
+    modelId: string
+  ): Effect.Effect<
+    ReadonlyArray<QueueResponse.DeadLetter<unknown, unknown, unknown>>,
+    QueueError.ModelNotRegistered
+  >
 
   /**
    * Submits a dead letter again, as a request of its own with a new id, and removes it when it is accepted. Its timeout
@@ -347,6 +366,11 @@ export class QueueManager extends Context.Service<QueueManager, {
     requestId: string,
     options?: QueueRequest.RequestOptions
   ): Effect.Effect<QueueResponse.Pending<A, E>, QueueError.AcceptError | QueueError.RequestNotFound>
+  resubmitDeadLetter(
+    modelId: string,
+    requestId: string,
+    options?: QueueRequest.RequestOptions
+  ): Effect.Effect<QueueResponse.Pending<unknown, unknown>, QueueError.AcceptError | QueueError.RequestNotFound>
 
   /** Removes dead letters, those with the given ids or all, and says how many there were. */
   removeDeadLetters(
@@ -451,6 +475,25 @@ export class QueueManager extends Context.Service<QueueManager, {
   updateRateLimiters(
     model: ModelConfig.Any | string,
     rateLimiters: ReadonlyArray<RateLimiter.Config> | "unlimited"
+  ): Effect.Effect<void, QueueError.ModelNotRegistered | QueueError.InvalidConfiguration>
+
+  /**
+   * Gives one limit another number, and leaves the others, and all else about it, as they are. Otherwise as
+   * `updateRateLimiters`.
+   *
+   * **Example** (Twice as many requests)
+   *
+   * ```ts
+   * import { QueueManager } from "effect-llm-queue"
+   *
+   * const program = QueueManager.QueueManager.use((manager) =>
+   *   manager.changeLimit("gpt-4", { type: "rpm", limit: 1000 })
+   * )
+   * ```
+   */
+  changeLimit(
+    model: ModelConfig.Any | string,
+    change: LimitChange
   ): Effect.Effect<void, QueueError.ModelNotRegistered | QueueError.InvalidConfiguration>
 
   /**

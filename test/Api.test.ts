@@ -1,9 +1,17 @@
 import { NodeHttpServer } from "@effect/platform-node"
 import { assert, describe, it } from "@effect/vitest"
-import { Deferred, Effect, Exit, Fiber, Layer, Redacted, Schema, Stream } from "effect"
+import { Deferred, Effect, Exit, Fiber, Layer, Option, Redacted, Schedule, Schema, Scope, Stream } from "effect"
 import { ModelConfig, ProviderProfile, QueueManager, RateLimiter } from "effect-llm-queue"
 import * as QueueApi from "effect-llm-queue/Api"
-import { FetchHttpClient, HttpBody, HttpClient, HttpClientRequest, HttpRouter, HttpServer } from "effect/http"
+import {
+  FetchHttpClient,
+  HttpBody,
+  HttpClient,
+  HttpClientRequest,
+  HttpRouter,
+  HttpServer,
+  HttpServerRequest
+} from "effect/http"
 import { createServer, request as rawRequest } from "node:http"
 
 const hostile = "<script>alert(\"1\")</script> é/\\"
@@ -99,10 +107,12 @@ describe("Api", () => {
       const requests = yield* queues.requests({ params, query: {} })
       assert.deepStrictEqual(requests.map(({ requestId }) => requestId), ["runs", "high", "waits"])
       assert.deepInclude(requests[0], { tenant: "acme", labels: { task: "a<b" }, status: "processing", attempts: 1 })
+      assert.strictEqual(requests[0]!.predictedWaitMillis, null)
       assert.deepStrictEqual(
         (yield* queues.requests({ params, query: { status: "pending", limit: 1 } })).map(({ priority }) => priority),
         [60]
       )
+      assert.isAtLeast(requests[1]!.predictedWaitMillis!, 0)
       assert.strictEqual((yield* Effect.flip(queues.get({ params: { modelId: "none" } })))._tag, "NotFound")
       const bad = yield* Effect.flip(queues.requests({ params, query: { limit: -1 } }))
       assert.strictEqual(bad._tag, "Invalid")
@@ -125,13 +135,25 @@ describe("Api", () => {
 
       const looks = yield* Effect.forEach([1, 2, 3], () =>
         Effect.flatMap(queues.live(), (stream) => Stream.runCollect(Stream.take(stream, 2))), { concurrency: 3 })
-      for (const look of looks) {
-        assert.strictEqual(look.length, 2)
+      for (const [all, changes] of looks) {
+        assert.deepStrictEqual(
+          all!.queues.map(({ modelId }) =>
+            modelId
+          ),
+          [hostile]
+        )
+        assert.deepStrictEqual(all!.failures.map(({ error }) => error), [
+          { name: "Secret", message: null },
+          { name: "Secret", message: null }
+        ])
+        assert.deepStrictEqual([all!.complete, changes!.complete], [true, false])
       }
+      assert.notInclude(JSON.stringify(looks), "secret prompt")
+      assert.strictEqual((yield* queues.list())[0]!.waits, null)
+      assert.deepStrictEqual(yield* queues.access(), { actions: false })
       const document = yield* Effect.flatMap(
         HttpClient.get(`http://127.0.0.1:${yield* port}/llm-queue/openapi.json`),
-        (response) =>
-          response.json
+        (response) => response.json
       )
       assert.deepInclude(document, { openapi: "3.1.0" })
     }).pipe(Effect.scoped, Effect.provide(serve({ interval: "20 millis" }))), timeout)
@@ -157,6 +179,12 @@ describe("Api", () => {
       yield* actions.updateLimits({ params, payload: { limits: [{ type: "rpm", limit: 7, periodMillis: 1000 }] } })
       const { limits } = yield* queues.get({ params })
       assert.deepInclude(limits[0], { type: "rpm", limit: 7, periodMillis: 1000 })
+      yield* actions.changeLimit({ params, payload: { type: "rpm", limit: 8 } })
+      assert.deepInclude((yield* queues.get({ params })).limits[0], { type: "rpm", limit: 8, periodMillis: 1000 })
+      const other = yield* Effect.flip(actions.changeLimit({ params, payload: { type: "tpm", limit: 8 } }))
+      assert(other._tag === "Invalid")
+      assert.match(other.problems[0]!, /only rpm over 1s/)
+      assert.deepStrictEqual(yield* queues.access(), { actions: true })
       const wrong = yield* Effect.flip(
         actions.updateLimits({ params, payload: { limits: [{ type: "rpm", limit: -7 }] } })
       )
@@ -228,4 +256,131 @@ describe("Api", () => {
       }).pipe(Effect.scoped, Effect.provide(serve({ actions: true }))),
     timeout
   )
+
+  it.live("submits dead letters again, and removes them", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Letters = ModelConfig.makeUntyped<{ readonly prompt: string }, string, unknown>("letters", {
+        rateLimiters: [RateLimiter.concurrent(1)],
+        deadLetters: { count: 10 },
+        retention: { count: 0 }
+      })
+      let fails = true
+      const done: Array<string> = []
+      // Somebody's error can be anything.
+      const nasty = Object.defineProperty({}, "_tag", {
+        enumerable: true,
+        get: () => {
+          throw new Error("the secret prompt")
+        }
+      })
+      yield* manager.registerQueue(Letters, ({ id, params }) =>
+        fails
+          ? Effect.fail(id === "nasty" ? nasty : new Secret(params))
+          : Effect.sync(() => (done.push(params.prompt), "ok")))
+      for (const id of ["a", "b", "nasty"]) {
+        yield* Effect.exit(manager.submit(Letters, { prompt: `the secret prompt ${id}` }, { id, tenant: "acme" }))
+      }
+      const { actions, queues } = yield* client(token)
+      const params = { modelId: "letters" }
+      const letters = yield* queues.deadLetters({ params, query: {} })
+      assert.deepStrictEqual(letters.map(({ requestId }) => requestId), ["nasty", "b", "a"])
+      assert.deepInclude(letters[0], { tenant: "acme", attempts: 1, error: { name: "Error", message: null } })
+      assert.deepInclude(letters[1], { error: { name: "Secret", message: null } })
+      assert.notInclude(JSON.stringify(letters), "secret prompt")
+      assert.strictEqual((yield* queues.deadLetters({ params, query: { limit: 1 } }))[0]!.requestId, "nasty")
+      assert.strictEqual((yield* Effect.flip(queues.deadLetters({ params, query: { limit: 0.5 } })))._tag, "Invalid")
+
+      fails = false
+      const { requestId } = yield* actions.resubmit({ params: { ...params, requestId: "b" } })
+      assert.notStrictEqual(requestId, "b")
+      const again = yield* Effect.flip(actions.resubmit({ params: { ...params, requestId: "b" } }))
+      assert.strictEqual(again._tag, "NotFound")
+      yield* actions.drain({ params })
+      const refused = yield* Effect.flip(actions.resubmit({ params: { ...params, requestId: "a" } }))
+      assert(refused._tag === "Refused")
+      assert.strictEqual(refused.name, "QueueDraining")
+      assert.deepStrictEqual(done, ["the secret prompt b"])
+      assert.deepStrictEqual(yield* actions.removeDeadLetters({ params, payload: { ids: ["a"] } }), { removed: 1 })
+      assert.deepStrictEqual(yield* actions.removeDeadLetters({ params, payload: {} }), { removed: 1 })
+      const none = yield* Effect.flip(actions.removeDeadLetters({ params: { modelId: "none" }, payload: {} }))
+      assert.strictEqual(none._tag, "NotFound")
+    }).pipe(Effect.scoped, Effect.provide(serve({ token, actions: true }))), timeout)
+
+  it.live("has a history, and so many readers at one time", () =>
+    Effect.gen(function*() {
+      yield* busy
+      const { queues } = yield* client()
+      assert.deepStrictEqual(yield* queues.history({ query: {} }), [])
+      assert.deepStrictEqual(yield* queues.history({ query: { modelId: "none" } }), [])
+      const look = Effect.gen(function*() {
+        const begun = yield* Deferred.make<void>()
+        const fiber = yield* Effect.forkScoped(
+          Effect.flatMap(queues.live(), Stream.runForEach(() => Deferred.succeed(begun, undefined)))
+        )
+        yield* Deferred.await(begun)
+        return fiber
+      })
+      const one = yield* look
+      yield* look
+      assert.strictEqual((yield* Effect.flip(queues.live()))._tag, "Busy")
+      assert.strictEqual((yield* Effect.flip(queues.events()))._tag, "Busy")
+      yield* Fiber.interrupt(one)
+      // The server hears of it a moment later.
+      const [message] = yield* queues.live().pipe(
+        Effect.retry(Schedule.spaced("20 millis")),
+        Effect.flatMap((stream) => Stream.runCollect(Stream.take(stream, 1))),
+        Effect.timeout("10 seconds")
+      )
+      assert.isTrue(message!.complete)
+    }).pipe(Effect.scoped, Effect.provide(serve({ maxStreams: 2 }))), timeout)
+
+  it.live(
+    "answers nobody from elsewhere without a token, whatever they call this machine",
+    () =>
+      Effect.gen(function*() {
+        const path = "/llm-queue/queues"
+        assert.strictEqual((yield* raw(path, { host: "localhost", "x-test-from": "127.0.0.1" })).status, 200)
+        assert.strictEqual((yield* raw(path, { host: "localhost", "x-test-from": "::ffff:127.0.0.1" })).status, 200)
+        assert.strictEqual((yield* raw(path, { host: "localhost", "x-test-from": "::1" })).status, 200)
+        assert.strictEqual((yield* raw(path, { host: "localhost", "x-test-from": "192.168.1.7" })).status, 403)
+        assert.strictEqual((yield* raw(path, { host: "localhost", "x-test-from": "127.evil" })).status, 403)
+      }).pipe(
+        Effect.scoped,
+        Effect.provide(
+          HttpRouter.serve(QueueApi.layer(), {
+            disableLogger: true,
+            disableListenLog: true,
+            middleware: (app) =>
+              Effect.updateService(
+                app,
+                HttpServerRequest.HttpServerRequest,
+                (request) => request.modify({ remoteAddress: Option.fromNullishOr(request.headers["x-test-from"]) })
+              )
+          }).pipe(
+            Layer.provideMerge(NodeHttpServer.layer(createServer, { host: "127.0.0.1", port: 0 })),
+            Layer.provideMerge(QueueManager.layer)
+          )
+        )
+      ),
+    timeout
+  )
+
+  it.live("does not keep a server that stops, however many read its streams", () =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      const context = yield* Layer.buildWithScope(serve({ interval: "1 hour" }), scope)
+      const { ended } = yield* Effect.gen(function*() {
+        const { queues } = yield* client()
+        const begun = yield* Deferred.make<void>()
+        const live = yield* Effect.forkScoped(
+          Effect.flatMap(queues.live(), Stream.runForEach(() => Deferred.succeed(begun, undefined)))
+        )
+        const events = yield* Effect.forkScoped(Effect.flatMap(queues.events(), Stream.runDrain))
+        yield* Deferred.await(begun)
+        return { ended: Effect.andThen(Fiber.join(live), Fiber.join(events)) }
+      }).pipe(Effect.provide(context))
+      yield* Scope.close(scope, Exit.void)
+      yield* ended
+    }).pipe(Effect.scoped, Effect.timeout("15 seconds")), timeout)
 })

@@ -39,6 +39,58 @@ const started = (
 
 const calm = TestClock.adjust(0)
 
+describe("changeLimit", () => {
+  it.effect("gives one limit another number, and keeps the others and all that is known", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const limited = model([
+        RateLimiter.rpm(2, { margin: "3 seconds" }),
+        RateLimiter.rpm(100, { timePeriod: "1 hour" }),
+        RateLimiter.budget(5, { price: { input: 1, output: 1 } }),
+        RateLimiter.concurrent(10)
+      ])
+      yield* manager.registerQueue(limited, processor)
+      const states = yield* Effect.forEach([1, 2, 3, 4], () => started(manager, limited))
+      yield* calm
+      const before = yield* manager.getQueueInfo(limited)
+      yield* manager.changeLimit("model", { type: "rpm", timePeriod: "1 minute", limit: 3 })
+      yield* calm
+      const after = yield* manager.getQueueInfo(limited)
+      assert.deepStrictEqual(yield* Effect.all(states), ["ended", "ended", "ended", "waits"])
+      assert.deepStrictEqual(after.rateLimiters.map(({ limit }) => limit), [3, 100, 5, 10])
+      assert.deepStrictEqual(
+        after.rateLimiters.map(({ margin, timePeriod, type }) => ({ margin, timePeriod, type })),
+        before.rateLimiters.map(({ margin, timePeriod, type }) => ({ margin, timePeriod, type }))
+      )
+      yield* manager.changeLimit(limited, { type: "budget", limit: 0.5 })
+      yield* manager.changeLimit(limited, { type: "concurrent", limit: 1 })
+
+      const problem = (change: QueueManager.LimitChange) =>
+        Effect.map(Effect.flip(manager.changeLimit(limited, change)), (error) => {
+          assert(error._tag === "InvalidConfiguration")
+          return error.problems.join()
+        })
+      assert.match(
+        yield* problem({ type: "rpm", limit: 3 }),
+        /timePeriod: expected that of one of rpm over 1m, rpm over 1h/
+      )
+      assert.match(yield* problem({ type: "rpm", limit: 3, timePeriod: "1 day" }), /timePeriod/)
+      assert.match(
+        yield* problem({ type: "tpm", limit: 3 }),
+        /type: there is no such limit, only rpm over 1m, .*concurrent/
+      )
+      assert.match(yield* problem({ type: "concurrent", limit: 0.5 }), /limit: expected a whole number/)
+      assert.match(yield* problem({ type: "budget", limit: 0 }), /limit: expected an amount/)
+      assert.match(yield* problem({ type: "x" as never, limit: Number.NaN }), /got "x"/)
+      assert.strictEqual(
+        (yield* Effect.flip(manager.changeLimit("none", { type: "rpm", limit: 3 })))._tag,
+        "ModelNotRegistered"
+      )
+      const unchanged = yield* manager.getQueueInfo(limited)
+      assert.deepStrictEqual(unchanged.rateLimiters.map(({ limit }) => limit), [3, 100, 0.5, 1])
+    }).pipe(Effect.provide(QueueManager.layerWith({ shutdown: { policy: "interrupt", deadline: 0 } }))))
+})
+
 describe("updateRateLimiters", () => {
   it.effect("lets those that wait go at once when the limit is raised", () =>
     Effect.gen(function*() {

@@ -311,7 +311,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
       return yield* (yield* queueOf(model)).letters.list
     }),
     resubmitDeadLetter: Effect.fn("QueueManager.resubmitDeadLetter")(
-      function*(model: AnyModel, requestId: string, options?: QueueRequest.RequestOptions) {
+      function*(model: AnyModel | string, requestId: string, options?: QueueRequest.RequestOptions) {
         const queue = yield* queueOf(model)
         return yield* queue.letters.resubmit(requestId, ({ request }) =>
           queue.accept(
@@ -366,6 +366,11 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
     updateRateLimiters: Effect.fn("QueueManager.updateRateLimiters")(
       function*(model: AnyModel | string, rateLimiters: ModelConfig.Limits["rateLimiters"]) {
         yield* (yield* queueOf(model)).updateLimits(rateLimiters)
+      }
+    ),
+    changeLimit: Effect.fn("QueueManager.changeLimit")(
+      function*(model: AnyModel | string, change: QueueManager.LimitChange) {
+        yield* (yield* queueOf(model)).changeLimit(change)
       }
     ),
     shutdownAll,

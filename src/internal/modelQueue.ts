@@ -152,6 +152,7 @@ export interface ModelQueue {
   ) => Effect.Effect<Duration.Duration, QueueError.InvalidRequest | QueueError.RequestTooLarge>
   readonly info: Effect.Effect<QueueManager.QueueInfo>
   readonly updateLimits: (rateLimiters: unknown) => Effect.Effect<void, QueueError.InvalidConfiguration>
+  readonly changeLimit: (change: QueueManager.LimitChange) => Effect.Effect<void, QueueError.InvalidConfiguration>
   /** Refuses requests from now on; nobody is told yet. Several queues that close together stop before any tells. */
   readonly stop: (options: settings.ShutdownSettings) => void
   /** Stops, and ends when everything has ended, or at the deadline. Idempotent. */
@@ -1699,16 +1700,17 @@ export const make = Effect.fnUntraced(function*(
   /** One at a time: a limiter that is far away must not end up with other limits than the queue. */
   const updating = Semaphore.makeUnsafe(1)
 
-  const updateLimits: ModelQueue["updateLimits"] = (rateLimiters) => {
-    const resolved = settings.resolveUpdate(rateLimiters, config)
-    if (!("limits" in resolved)) {
-      return Effect.fail(new QueueError.InvalidConfiguration({ modelId, problems: resolved }))
-    }
-    const { limits } = resolved
-    return updating.withPermit(
-      Effect.uninterruptible(Effect.map(limiter.update(limits), () => adoptLimits(limits)))
-    )
-  }
+  const update = (
+    resolve: () => ReturnType<typeof settings.resolveUpdate>
+  ): Effect.Effect<void, QueueError.InvalidConfiguration> =>
+    updating.withPermit(Effect.suspend(() => {
+      const resolved = resolve()
+      if (!("limits" in resolved)) {
+        return Effect.fail(new QueueError.InvalidConfiguration({ modelId, problems: resolved }))
+      }
+      const { limits } = resolved
+      return Effect.uninterruptible(Effect.map(limiter.update(limits), () => adoptLimits(limits)))
+    }))
 
   // ---------------------------------------------------------------------------------------------------------------
   // Lookup
@@ -2027,7 +2029,8 @@ export const make = Effect.fnUntraced(function*(
       }),
       provider: gate?.info(now())
     })),
-    updateLimits,
+    updateLimits: (rateLimiters) => update(() => settings.resolveUpdate(rateLimiters, config)),
+    changeLimit: (change) => update(() => settings.resolveChange(change, config)),
     stop,
     close,
     shutdown: config.shutdown

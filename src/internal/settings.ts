@@ -463,6 +463,17 @@ const withRule = (
   return { margin: provider.margin, ...rule, ...given, charging }
 }
 
+const limitProblem = (type: RateLimiter.Type, limit: unknown): string | undefined => {
+  if (type === "budget") {
+    return isPrice(limit) && limit > 0
+      ? undefined
+      : `expected an amount of more than 0 and up to ${maxLimit}, got ${show(limit)}`
+  }
+  return isWhole(limit, 1, maxLimit)
+    ? undefined
+    : `expected a whole number from 1 to ${maxLimit}, got ${show(limit)}`
+}
+
 const resolveLimit = (
   config: unknown,
   provider: ProviderProfile.ProviderProfile | undefined,
@@ -486,13 +497,8 @@ const resolveLimit = (
   const type = isType(named.type) ? named.type : "rpm"
   const given = withRule(config, type, provider)
   checkBudget(given, type, at, problems)
-  if (type === "budget") {
-    if (!(isPrice(given.limit) && given.limit > 0)) {
-      problems.push(`${names.limit}: expected an amount of more than 0 and up to ${maxLimit}, got ${show(given.limit)}`)
-    }
-  } else if (!isWhole(given.limit, 1, maxLimit)) {
-    problems.push(`${names.limit}: expected a whole number from 1 to ${maxLimit}, got ${show(given.limit)}`)
-  }
+  const limitIsWrong = limitProblem(type, given.limit)
+  if (limitIsWrong !== undefined) problems.push(`${names.limit}: ${limitIsWrong}`)
   if (type === "concurrent") {
     for (const name of windowOptions) {
       if (given[name] !== undefined) {
@@ -859,6 +865,27 @@ export const resolveUpdate = (
     problems.push("rateLimiters: without limits there is nothing of which tenants are guaranteed a part")
   }
   return problems.length > 0 ? problems : { limits }
+}
+
+/** The limits with another number in one of them, or everything that is wrong with that. */
+export const resolveChange = (
+  { limit, timePeriod, type }: QueueManager.LimitChange,
+  { limits }: Settings
+): { readonly limits: ReadonlyArray<RateLimiter.Limit> } | ReadonlyArray<string> => {
+  const named = ({ timePeriod, type }: RateLimiter.Limit) =>
+    timePeriod === undefined ? type : `${type} over ${Duration.format(Duration.millis(timePeriod))}`
+  const ofType = limits.filter((each) => each.type === type)
+  if (ofType.length === 0) {
+    return [`type: there is no such limit, only ${limits.map(named).join(", ") || "none at all"}; got ${show(type)}`]
+  }
+  const period = timePeriod === undefined ? undefined : millis(timePeriod)
+  const meant = timePeriod === undefined ? ofType : ofType.filter((each) => each.timePeriod === period)
+  if (meant.length !== 1) {
+    return [`timePeriod: expected that of one of ${ofType.map(named).join(", ")}; got ${show(timePeriod)}`]
+  }
+  const problem = limitProblem(type, limit)
+  if (problem !== undefined) return [`limit: ${problem}`]
+  return { limits: limits.map((each) => each === meant[0] ? { ...each, limit } : each) }
 }
 
 /** The settings of a model, or everything that is wrong with its configuration. */

@@ -1,0 +1,234 @@
+import { assert, describe, it } from "@effect/vitest"
+import { Duration, Effect, Fiber, Layer, Option, Schema, Stream } from "effect"
+import { ModelConfig, QueueManager, RateLimiter } from "effect-llm-queue"
+import * as QueueApi from "effect-llm-queue/Api"
+import { TestClock } from "effect/testing"
+import * as pictures from "../../src/internal/live.ts"
+
+type Message = typeof QueueApi.Live.Type
+
+const decode = Schema.decodeUnknownSync(Schema.fromJsonString(QueueApi.Live))
+
+const read = (bytes: Uint8Array): Message => {
+  const text = new TextDecoder().decode(bytes)
+  assert.match(text, /^data: .*\n\n$/)
+  return decode(text.slice("data: ".length))
+}
+
+const make = Effect.fnUntraced(function*(options?: Partial<pictures.Options>) {
+  const manager = yield* QueueManager.QueueManager
+  let taken = 0
+  const live = yield* pictures.make(manager, {
+    interval: Duration.seconds(1),
+    maxStreams: 3,
+    toQueue: (info, waits) => {
+      taken++
+      return { ...info, capacity: 1, limits: [], waits, provider: null }
+    },
+    toEvent: ({ attempts, modelId, requestId, status }) => ({
+      requestId,
+      modelId,
+      tenant: null,
+      status,
+      createdAt: 0,
+      queueTimeMillis: 0,
+      processingTimeMillis: 0,
+      attempts,
+      inputTokens: null,
+      outputTokens: null,
+      error: null
+    }),
+    ...options
+  })
+  const look = Effect.fnUntraced(function*() {
+    const seen: Array<Message> = []
+    const stream = yield* live.stream
+    assert(Option.isSome(stream))
+    const fiber = yield* Effect.forkChild(
+      Stream.runForEach(stream.value, (bytes) => Effect.sync(() => seen.push(read(bytes)))),
+      { startImmediately: true }
+    )
+    yield* TestClock.adjust(0)
+    return { seen, leave: Fiber.interrupt(fiber) }
+  })
+  return { live, look, manager, taken: () => taken }
+})
+
+const model = (id: string) =>
+  ModelConfig.makeUntyped<number, string, string>(id, { rateLimiters: [RateLimiter.rpm(2)] })
+
+const processor = ({ params }: { readonly params: number }) => params < 0 ? Effect.fail("no") : Effect.succeed("ok")
+
+const Manager = QueueManager.layerWith({ shutdown: { policy: "interrupt", deadline: 0 } })
+
+const ids = (message: Message | undefined) => message?.queues.map(({ modelId }) => modelId)
+
+describe("what those who look see", () => {
+  it.effect("is all at first, then what has changed, and the same for everybody", () =>
+    Effect.gen(function*() {
+      const { look, manager, taken } = yield* make()
+      const [A, B] = [model("a"), model("b")]
+      yield* manager.registerQueue(A, processor)
+      yield* manager.registerQueue(B, processor)
+      yield* TestClock.adjust("10 seconds")
+      assert.strictEqual(taken(), 0, "nobody looks")
+
+      const first = yield* look()
+      const second = yield* look()
+      assert.deepStrictEqual(first.seen.map(ids), [["a", "b"]])
+      assert.isTrue(first.seen[0]!.complete)
+      assert.deepStrictEqual(second.seen, first.seen)
+      assert.strictEqual(taken(), 2)
+
+      yield* manager.submit(A, 1)
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(ids(first.seen[1]), ["a"])
+      assert.isFalse(first.seen[1]!.complete)
+      assert.deepInclude(first.seen[1]!.queues[0], { completed: 1, waits: { count: 1, p50Millis: 0, p95Millis: 0 } })
+      assert.strictEqual(taken(), 4)
+      // The waits were of that second.
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(ids(first.seen[2]), ["a"])
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual(ids(first.seen[3]), [])
+      assert.strictEqual(first.seen[3]!.at, 13_000)
+
+      yield* manager.unregisterQueue(A)
+      const C = model("c")
+      yield* manager.registerQueue(C, processor)
+      yield* TestClock.adjust("1 second")
+      assert.deepStrictEqual([ids(first.seen[4]), first.seen[4]!.removed], [["c"], ["a"]])
+      assert.deepStrictEqual(second.seen, first.seen)
+      const third = yield* look()
+      assert.deepStrictEqual(third.seen.map(ids), [["b", "c"]])
+
+      for (const { leave } of [first, second, third]) yield* leave
+      const before = taken()
+      yield* TestClock.adjust("1 minute")
+      assert.strictEqual(taken(), before, "nobody looks any more")
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("is all again for who was too slow, and nothing piles up", () =>
+    Effect.gen(function*() {
+      const { live, manager } = yield* make()
+      const A = model("a")
+      yield* manager.registerQueue(A, processor)
+      const stream = yield* live.stream
+      assert(Option.isSome(stream))
+      const seen: Array<Message> = []
+      yield* Effect.forkChild(
+        Stream.runForEach(stream.value, (bytes) => {
+          seen.push(read(bytes))
+          return seen.length === 1 ? Effect.sleep("5500 millis") : Effect.void
+        }),
+        { startImmediately: true }
+      )
+      yield* TestClock.adjust("5 seconds")
+      assert.strictEqual(seen.length, 1)
+      yield* manager.submit(A, 1)
+      yield* TestClock.adjust("2 seconds")
+      assert.deepStrictEqual(seen.map(({ complete }) => complete), [true, true, false, false])
+      assert.strictEqual(seen[1]!.queues[0]!.completed, 0)
+      assert.strictEqual(seen[2]!.queues[0]!.completed, 1)
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("has recent events and failures, at most 25 of an interval, also of the time when nobody looked", () =>
+    Effect.gen(function*() {
+      const { look, manager } = yield* make()
+      const A = ModelConfig.makeUntyped<number, string, string>("a", { rateLimiters: "unlimited" })
+      yield* manager.registerQueue(A, processor)
+      const submit = (count: number, params: number) =>
+        Effect.forEach(Array.from({ length: count }), () => Effect.exit(manager.submit(A, params)), { discard: true })
+      for (let i = 0; i < 3; i++) {
+        yield* submit(20, -1)
+        yield* TestClock.adjust("1 second")
+      }
+      const { seen } = yield* look()
+      assert.strictEqual(seen[0]!.failures.length, 60)
+      // Each of the first ones was dispatched, and failed.
+      assert.strictEqual(seen[0]!.events.length, 75)
+      yield* submit(5, -1)
+      yield* submit(100, 1)
+      yield* TestClock.adjust("1 second")
+      assert.strictEqual(seen[1]!.failures.length, 5)
+      assert.strictEqual(seen[1]!.events.length, 25)
+      assert.deepStrictEqual(seen[1]!.events.slice(0, 3).map(({ status }) => status), [
+        "processing",
+        "failed",
+        "processing"
+      ])
+      for (let i = 0; i < 10; i++) {
+        yield* submit(20, -1)
+        yield* TestClock.adjust("1 second")
+      }
+      const late = yield* look()
+      assert.strictEqual(late.seen[0]!.failures.length, 100)
+      assert.strictEqual(late.seen[0]!.events.length, 100)
+      assert.isTrue(late.seen[0]!.failures.every(({ status }) => status === "failed"))
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("has a history of a quarter of an hour", () =>
+    Effect.gen(function*() {
+      const { live, manager } = yield* make()
+      const A = model("a")
+      yield* manager.registerQueue(A, processor)
+      yield* manager.registerQueue(model("idle"), processor)
+      yield* TestClock.adjust("1 minute")
+      assert.deepStrictEqual(live.history("a"), [])
+      for (let i = 0; i < 4; i++) yield* Effect.forkChild(manager.submit(A, 1), { startImmediately: true })
+      yield* Effect.exit(manager.submit(A, -1, { priority: "high" }).pipe(Effect.timeout("1 millis"), Effect.forkChild))
+      yield* TestClock.adjust("5 seconds")
+      const [sample] = live.history("a")
+      assert.deepStrictEqual(sample, {
+        at: 65_000,
+        depth: 2,
+        running: 0,
+        completedPerSecond: 2 / 5,
+        failedPerSecond: 0,
+        waitP50Millis: 0,
+        waitP95Millis: 0
+      })
+      assert.deepStrictEqual(live.history(undefined), live.history("a"))
+      yield* TestClock.adjust("2 minutes")
+      const samples = live.history("a")
+      assert.strictEqual(samples.length, 25)
+      const waited = samples.find(({ waitP50Millis }) => waitP50Millis !== null && waitP50Millis > 0)!
+      assert.isAbove(waited.waitP50Millis!, 59_000)
+      yield* TestClock.adjust("20 minutes")
+      assert.strictEqual(live.history("a").length, 180)
+      assert.deepStrictEqual([live.history("idle"), live.history("none")], [[], []])
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("is for so many at one time, and shares one reading", () =>
+    Effect.gen(function*() {
+      const { live, look, manager, taken } = yield* make()
+      yield* manager.registerQueue(model("a"), processor)
+      const three = yield* Effect.forEach([1, 2, 3], look)
+      assert.isTrue(Option.isNone(yield* live.stream))
+      assert.isTrue(Option.isNone(live.counted(Stream.empty)))
+      yield* TestClock.adjust("10 seconds")
+      assert.strictEqual(taken(), 11)
+      yield* three[0]!.leave
+      yield* look()
+      assert.isTrue(Option.isNone(yield* live.stream))
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("has the queues of a manager that somebody else has made", () =>
+    Effect.gen(function*() {
+      const { look, manager } = yield* make()
+      const A = model("a")
+      yield* manager.registerQueue(A, processor)
+      const { seen } = yield* look()
+      yield* manager.submit(A, 1)
+      yield* TestClock.adjust("1 second")
+      yield* manager.unregisterQueue(A)
+      yield* TestClock.adjust("1 second")
+      assert.deepInclude(seen[1]!.queues[0], { completed: 1, waits: null })
+      assert.deepStrictEqual(seen[2]!.removed, ["a"])
+    }).pipe(Effect.provide(
+      Layer.effect(
+        QueueManager.QueueManager,
+        QueueManager.QueueManager.use((manager) => Effect.succeed({ ...manager }))
+      ).pipe(Layer.provide(Manager))
+    )))
+})
