@@ -8,7 +8,9 @@ fs.rmSync(out, { recursive: true, force: true })
 fs.mkdirSync(out, { recursive: true })
 
 let count = 0
-for (const file of fs.readdirSync("src", { recursive: true }).filter((name) => name.endsWith(".ts"))) {
+for (
+  const file of fs.readdirSync("src", { encoding: "utf8", recursive: true }).filter((name) => name.endsWith(".ts"))
+) {
   const source = fs.readFileSync(join("src", file), "utf8")
   for (const [, block] of source.matchAll(/^ *\* ```ts\n([\s\S]*?)^ *\* ```$/gm)) {
     const code = block.replaceAll(/^ *\* ?/gm, "")

@@ -63,6 +63,12 @@ export const Limit = Schema.Struct({
   nextCapacityMillis: Millis
 })
 
+const Waits = Schema.NullOr(Schema.Struct({
+  count: Schema.Finite,
+  p50Millis: Schema.Finite,
+  p95Millis: Schema.Finite
+}))
+
 /**
  * A queue and its limits, as `QueueManager.QueueInfo` has them.
  *
@@ -81,11 +87,7 @@ export const Queue = Schema.Struct({
   cancelled: Schema.Finite,
   limits: Schema.Array(Limit),
   /** Of requests that were dispatched in the last interval of `live`, while somebody reads that; else `null`. */
-  waits: Schema.NullOr(Schema.Struct({
-    count: Schema.Finite,
-    p50Millis: Schema.Finite,
-    p95Millis: Schema.Finite
-  })),
+  waits: Waits,
   provider: Schema.NullOr(Schema.Struct({
     name: Schema.String,
     state: Schema.Literals(["available", "unavailable", "quotaExhausted", "probing"]),
@@ -151,6 +153,8 @@ export const Live = Schema.Struct({
   /** Milliseconds since 1970. */
   at: Schema.Finite,
   complete: Schema.Boolean,
+  /** Of all queues together. */
+  waits: Waits,
   /** Those that have changed; all of them if `complete`. */
   queues: Schema.Array(Queue),
   /** The ids of models that are not registered any more. */

@@ -158,6 +158,7 @@ export const make = Effect.fnUntraced(function*(
 ): Effect.fn.Return<Live, never, Scope.Scope> {
   const watched = new Map<string, Watched>()
   const total = new History()
+  const totalWaits = new RecentWaits()
   const failures = new Recent()
   const events = new Recent()
   const lastWaits = new Map<string, Waits>()
@@ -198,6 +199,7 @@ export const make = Effect.fnUntraced(function*(
           waits.add(waited)
           history.waits.add(waited)
           total.waits.add(waited)
+          totalWaits.add(waited)
           if (events.hasRoom) events.add(toEvent(responseTo(request)))
         },
         ended: (request, status) => {
@@ -259,9 +261,11 @@ export const make = Effect.fnUntraced(function*(
     if (lookers === 0) return
     const gone = removed.filter((modelId) => !watched.has(modelId))
     removed = []
+    const waits = totalWaits.take()
     const changes = message({
       at,
       complete: false,
+      waits,
       removed: gone,
       failures: failures.take(),
       events: events.take()
@@ -274,7 +278,7 @@ export const make = Effect.fnUntraced(function*(
       changes,
       all: () =>
         all ??= message(
-          { at, complete: true, removed: [], failures: failures.all, events: events.all },
+          { at, complete: true, waits, removed: [], failures: failures.all, events: events.all },
           Array.from(watched.values(), ({ json }) => json).filter((json) => json !== "")
         ),
       next: Deferred.makeUnsafe()

@@ -1,0 +1,35 @@
+/** The files of the dashboard's page, and what browsers may do with them. */
+import * as assets from "./assets.ts"
+
+export const path = "/llm-queue/dashboard"
+
+export const files = [
+  { path, contentType: "text/html; charset=utf-8", body: assets.html },
+  { path: `${path}/main.js`, contentType: "text/javascript; charset=utf-8", body: assets.script },
+  { path: `${path}/style.css`, contentType: "text/css; charset=utf-8", body: assets.style },
+  { path: `${path}/icon.svg`, contentType: "image/svg+xml", body: assets.icon }
+] as const
+
+/** Nothing from elsewhere, nothing inline, no markup made from texts, and nobody puts it in a frame. */
+const policy = [
+  "default-src 'none'",
+  "script-src 'self'",
+  "style-src 'self'",
+  "img-src 'self'",
+  "connect-src 'self'",
+  "base-uri 'none'",
+  "form-action 'none'",
+  "frame-ancestors 'none'",
+  "require-trusted-types-for 'script'",
+  "trusted-types 'none'"
+].join("; ")
+
+export const headers = {
+  "cache-control": "no-store",
+  "content-security-policy": policy,
+  "cross-origin-opener-policy": "same-origin",
+  "cross-origin-resource-policy": "same-origin",
+  "referrer-policy": "no-referrer",
+  "x-content-type-options": "nosniff",
+  "x-frame-options": "DENY"
+}
