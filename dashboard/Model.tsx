@@ -70,10 +70,15 @@ const LimitView = (
 }
 
 /** A list that the server is asked for again and again, as long as it is looked at. */
-const useList = <A extends object>(read: () => Promise<ReadonlyArray<A>>, key: string, changes: number) => {
+const useList = <A extends object>(
+  read: () => Promise<ReadonlyArray<A>>,
+  key: string,
+  isLive: boolean,
+  changes: number
+) => {
   const [list, setList] = useState<{ readonly key: string; readonly items: ReadonlyArray<A> }>()
-  const [asked, setAsked] = useState(0)
   useEffect(() => {
+    if (!isLive) return
     let isGone = false
     let timer: ReturnType<typeof setTimeout> | undefined
     const ask = async () => {
@@ -91,12 +96,13 @@ const useList = <A extends object>(read: () => Promise<ReadonlyArray<A>>, key: s
       isGone = true
       clearTimeout(timer)
     }
-  }, [key, asked, changes])
-  return { items: list?.key === key ? list.items : undefined, again: () => setAsked((asked) => asked + 1) }
+  }, [key, isLive, changes])
+  return list?.key === key ? list.items : undefined
 }
 
 const Requests = (
-  { act, canAct, row, changes }: {
+  { act, canAct, changes, isLive, row }: {
+    readonly isLive: boolean
     readonly act: Act
     readonly canAct: boolean
     readonly row: Row
@@ -104,7 +110,7 @@ const Requests = (
   }
 ) => {
   const { modelId } = row.queue
-  const { items } = useList(() => api.requests(modelId), modelId, changes)
+  const items = useList(() => api.requests(modelId), modelId, isLive, changes)
   const [moved, setMoved] = useState<{ readonly requestId: string; readonly priority: string }>()
   const all = row.queue.depth + row.queue.suspended + row.queue.running
   return (
@@ -219,14 +225,15 @@ const Requests = (
 }
 
 const Letters = (
-  { act, canAct, modelId, changes }: {
+  { act, canAct, changes, isLive, modelId }: {
+    readonly isLive: boolean
     readonly act: Act
     readonly canAct: boolean
     readonly modelId: string
     readonly changes: number
   }
 ) => {
-  const { items } = useList(() => api.deadLetters(modelId), modelId, changes)
+  const items = useList(() => api.deadLetters(modelId), modelId, isLive, changes)
   const [isAsked, setAsked] = useState(false)
   if (items === undefined || items.length === 0) return null
   return (
@@ -263,7 +270,7 @@ const Letters = (
                   <td data-name="Actions" class="actions">
                     <button
                       type="button"
-                      aria-label={`Submit ${requestId} again`}
+                      aria-label={`Submit again: ${requestId}`}
                       onClick={() =>
                         act(`${requestId} is submitted again.`, () => api.act.resubmit(modelId, requestId))}
                     >
@@ -321,6 +328,7 @@ export const ModelView = (
   }
   const { queue } = row
   const { canAct } = store
+  const isLive = store.connection.state === "live"
   const mine = (events: ReadonlyArray<api.Event>) => events.filter((event) => event.modelId === modelId)
   const refusals = Object.entries(queue.provider?.refusals ?? {}).filter(([, count]) => count > 0)
   const isStopped = queue.state === "paused" || queue.state === "draining"
@@ -433,8 +441,8 @@ export const ModelView = (
         )}
       </section>
       <Charts points={store.points?.modelId === modelId ? store.points.points : []} theme={theme} />
-      <Requests row={row} canAct={canAct} act={act} changes={changes} />
-      <Letters modelId={modelId} canAct={canAct} act={act} changes={changes} />
+      <Requests row={row} canAct={canAct} act={act} changes={changes} isLive={isLive} />
+      <Letters modelId={modelId} canAct={canAct} act={act} changes={changes} isLive={isLive} />
       <div class="pair">
         <Events title="Recent failures" events={mine(store.failures)} empty="Nothing has failed lately." />
         <Events title="Recent events" events={mine(store.events)} empty="Nothing has happened lately." />

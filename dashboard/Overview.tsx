@@ -171,6 +171,7 @@ export const Overview = ({ store, theme }: { readonly store: Store; readonly the
     lately.length === 0 ? 0 : lately.reduce((sum, point) => sum + of(point), 0) / lately.length
   return (
     <>
+      <h1 class="unseen">All models</h1>
       <dl class="tiles">
         <Tile name="Models" value={format.count(store.rows.size)} />
         <Tile name="Waiting" value={format.count(last?.depth ?? 0)} />

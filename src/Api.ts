@@ -536,30 +536,45 @@ const ownNames = /^(?:localhost|127\.0\.0\.1|\[::1\])(?::\d+)?$/i
 
 const isLoopback = (address: string): boolean => /^(?:(?:::ffff:)?127(?:\.\d{1,3}){3}|::1)$/.test(address)
 
+/**
+ * A server that has stopped listening waits for its connections, which must not be used again and again. Only the servers of
+ * Node.js can be asked.
+ */
+const isListening = ({ source }: HttpServerRequest.HttpServerRequest): boolean => {
+  const { socket } = source as { readonly socket?: { readonly server?: { readonly listening?: unknown } } }
+  return socket?.server?.listening !== false
+}
+
 /** Nobody keeps what is told, or takes it for something else. */
-const privately = HttpServerResponse.setHeaders({
-  "cache-control": "no-store",
-  "x-content-type-options": "nosniff",
-  "cross-origin-resource-policy": "same-origin"
-})
+const told = (
+  request: HttpServerRequest.HttpServerRequest,
+  response: HttpServerResponse.HttpServerResponse
+): HttpServerResponse.HttpServerResponse =>
+  HttpServerResponse.setHeaders(response, {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-origin",
+    ...(isListening(request) ? {} : { connection: "close" })
+  })
 
 const authorization = ({ token }: Options) =>
   Layer.succeed(Authorization, {
     bearer: (effect, { credential }) =>
       Effect.gen(function*() {
-        const { headers, remoteAddress } = yield* HttpServerRequest.HttpServerRequest
+        const request = yield* HttpServerRequest.HttpServerRequest
+        const { headers, remoteAddress } = request
         const { host = "", origin } = headers
         // A page of somebody else that the browser of an operator shows.
         if (origin !== undefined && origin.replace(/^https?:\/\//i, "") !== host) {
           return yield* new Forbidden({ message: "Requests of other pages are not answered." })
         }
         if (token !== undefined) {
-          if (isSame(Redacted.value(token), Redacted.value(credential))) return privately(yield* effect)
+          if (isSame(Redacted.value(token), Redacted.value(credential))) return told(request, yield* effect)
           return yield* new Unauthorized({ message: "A bearer token is needed: Authorization: Bearer …" })
         }
         // The name of another host that leads here is how pages reach what is on this machine.
         if (ownNames.test(host) && Option.match(remoteAddress, { onNone: () => true, onSome: isLoopback })) {
-          return privately(yield* effect)
+          return told(request, yield* effect)
         }
         return yield* new Forbidden({
           message: "Without a token only this machine is answered, by its own name. Give the API one to let in others."
@@ -576,15 +591,7 @@ const acting = ({ actions = false, token }: Options) =>
       ? Effect.provideService(effect, HttpServerRequest.MaxBodySize, mostBody)
       : Effect.fail(new Forbidden({ message: "Actions are off. They need the options `actions: true` and `token`." })))
 
-/**
- * What a server that has stopped listening still waits for: a stream without an end would keep it for as long as it
- * waits. Only the servers of Node.js can be asked.
- */
-const isListening = ({ source }: HttpServerRequest.HttpServerRequest): boolean => {
-  const { socket } = source as { readonly socket?: { readonly server?: { readonly listening?: unknown } } }
-  return socket?.server?.listening !== false
-}
-
+/** A stream without an end would keep a server that stops. */
 const whileListening = <A>(stream: Stream.Stream<A>): Effect.Effect<
   Stream.Stream<A>,
   never,
