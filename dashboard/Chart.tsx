@@ -41,7 +41,7 @@ export const Chart = (
         cursor: { show: false },
         padding: [8, 8, 0, 0],
         scales: { y: { range: (_, _low, high) => [0, high > 0 ? high * 1.1 : 1] } },
-        axes: [{ ...axis, space: 76, values: (_, ticks) => ticks.map((at) => time(at * 1000)) }, {
+        axes: [{ ...axis, size: 28, space: 76, values: (_, ticks) => ticks.map((at) => time(at * 1000)) }, {
           ...axis,
           size: 56,
           values: (_, ticks) => ticks.map(format)

@@ -17,7 +17,7 @@ const numbers: ReadonlyArray<Line> = [
 
 export const Charts = ({ points, theme }: { readonly points: ReadonlyArray<Point>; readonly theme: string }) => (
   <div class="charts">
-    <Chart title="Requests per second" lines={throughput} points={points} format={format.rate} theme={theme} />
+    <Chart title="Requests / s" lines={throughput} points={points} format={format.rate} theme={theme} />
     <Chart title="Wait" lines={waits} points={points} format={format.duration} theme={theme} />
     <Chart title="Requests" lines={numbers} points={points} format={format.count} theme={theme} />
   </div>

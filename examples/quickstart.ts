@@ -8,13 +8,13 @@
  *
  * Exits with 1 when the server refused anything, anything was lost, or the utilisation is under 90 % of its bound.
  */
-import { NodeHttpServer, NodeRuntime } from "@effect/platform-node"
+import { NodeHttpServer, NodeRuntime, NodeServices } from "@effect/platform-node"
 import { Clock, Effect, Fiber, Layer, Schema } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+import * as TerminalView from "effect-llm-queue/TerminalView"
 import { ProviderSimulator } from "effect-llm-queue/testing"
 import { FetchHttpClient, HttpClient, HttpClientRequest, HttpClientResponse, HttpRouter, HttpServer } from "effect/http"
 import { createServer } from "node:http"
-import { stdout } from "node:process"
 
 const period = 3000
 /** How far apart the ways from here to the server may be in time, the event loop's delays included. */
@@ -132,24 +132,6 @@ const work = [
   { model: Large, requests: requests(Large, 300) }
 ]
 
-/** One line, rewritten on a terminal; a line every two seconds elsewhere. */
-const progress = Effect.gen(function*() {
-  const manager = yield* QueueManager.QueueManager
-  const started = yield* Clock.currentTimeMillis
-  while (true) {
-    const infos = Array.from((yield* manager.getAllQueuesInfo).values())
-    const seconds = (((yield* Clock.currentTimeMillis) - started) / 1000).toFixed(1)
-    const line = infos.map((info) => {
-      const limit = info.rateLimiters[0]!
-      return `${info.modelId}: ${info.completed} done, ${info.running} running, ${info.depth} waiting, `
-        + `${limit.used}/${limit.limit} ${limit.type}`
-    }).join(" | ")
-    const text = `${seconds} s  ${line}`
-    stdout.write(stdout.isTTY ? `\r\x1b[K${text.slice(0, stdout.columns - 1)}` : `${text}\n`)
-    yield* Effect.sleep(stdout.isTTY ? "100 millis" : "2 seconds")
-  }
-})
-
 class Disappointing extends Schema.TaggedError<Disappointing>()("Disappointing", { message: Schema.String }) {}
 
 const program = Effect.gen(function*() {
@@ -161,7 +143,7 @@ const program = Effect.gen(function*() {
     concurrency: 32
   })
   const begin = yield* provider.now
-  const watcher = yield* Effect.forkChild(progress)
+  const watcher = yield* Effect.forkChild(TerminalView.show({ lines: "2 seconds" }))
 
   const results = yield* Effect.forEach(
     work,
@@ -176,7 +158,6 @@ const program = Effect.gen(function*() {
   )
 
   yield* Fiber.interrupt(watcher)
-  if (stdout.isTTY) stdout.write("\r\x1b[K")
   const seconds = ((yield* Clock.currentTimeMillis) - started) / 1000
 
   const bound = period / (period + margin)
@@ -222,6 +203,12 @@ const program = Effect.gen(function*() {
 })
 
 program.pipe(
-  Effect.provide(ModelsLive.pipe(Layer.provideMerge(QueueManager.layer), Layer.provideMerge(ProviderLive))),
+  Effect.provide(
+    ModelsLive.pipe(
+      Layer.provideMerge(QueueManager.layer),
+      Layer.provideMerge(ProviderLive),
+      Layer.provideMerge(NodeServices.layer)
+    )
+  ),
   NodeRuntime.runMain
 )

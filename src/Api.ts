@@ -32,6 +32,7 @@ import type * as Path from "effect/Path"
 import * as Redacted from "effect/Redacted"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
+import * as access from "./internal/access.ts"
 import * as pictures from "./internal/live.ts"
 import * as QueueError from "./QueueError.ts"
 import * as QueueManager from "./QueueManager.ts"
@@ -522,19 +523,8 @@ export interface Options {
   readonly maxStreams?: number | undefined
 }
 
-/** Takes the same time whatever differs. */
-const isSame = (a: string, b: string): boolean => {
-  let difference = a.length ^ b.length
-  for (let i = 0; i < a.length; i++) difference |= a.charCodeAt(i) ^ (b.charCodeAt(i) || 0)
-  return difference === 0
-}
-
 /** Looking more often than that shows nobody more. */
 const shortest = Duration.millis(50)
-
-const ownNames = /^(?:localhost|127\.0\.0\.1|\[::1\])(?::\d+)?$/i
-
-const isLoopback = (address: string): boolean => /^(?:(?:::ffff:)?127(?:\.\d{1,3}){3}|::1)$/.test(address)
 
 /**
  * A server that has stopped listening waits for its connections, which must not be used again and again. Only the servers of
@@ -562,23 +552,11 @@ const authorization = ({ token }: Options) =>
     bearer: (effect, { credential }) =>
       Effect.gen(function*() {
         const request = yield* HttpServerRequest.HttpServerRequest
-        const { headers, remoteAddress } = request
-        const { host = "", origin } = headers
-        // A page of somebody else that the browser of an operator shows.
-        if (origin !== undefined && origin.replace(/^https?:\/\//i, "") !== host) {
-          return yield* new Forbidden({ message: "Requests of other pages are not answered." })
-        }
-        if (token !== undefined) {
-          if (isSame(Redacted.value(token), Redacted.value(credential))) return told(request, yield* effect)
-          return yield* new Unauthorized({ message: "A bearer token is needed: Authorization: Bearer …" })
-        }
-        // The name of another host that leads here is how pages reach what is on this machine.
-        if (ownNames.test(host) && Option.match(remoteAddress, { onNone: () => true, onSome: isLoopback })) {
-          return told(request, yield* effect)
-        }
-        return yield* new Forbidden({
-          message: "Without a token only this machine is answered, by its own name. Give the API one to let in others."
-        })
+        const problem = access.problem(request, Redacted.value(credential), token)
+        if (problem === undefined) return told(request, yield* effect)
+        return yield* problem === "token"
+          ? new Unauthorized({ message: access.messages[problem] })
+          : new Forbidden({ message: access.messages[problem] })
       })
   })
 

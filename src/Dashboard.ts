@@ -8,8 +8,7 @@
 import type * as FileSystem from "effect/FileSystem"
 import type * as Etag from "effect/http/Etag"
 import type * as HttpPlatform from "effect/http/HttpPlatform"
-import * as HttpRouter from "effect/http/HttpRouter"
-import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import type * as HttpRouter from "effect/http/HttpRouter"
 import * as Layer from "effect/Layer"
 import type * as Path from "effect/Path"
 import * as Api from "./Api.ts"
@@ -69,12 +68,4 @@ export const layer = (options: Options = {}): Layer.Layer<
   | HttpRouter.HttpRouter
   | Path.Path
   | QueueManager.QueueManager
-> =>
-  Layer.merge(
-    HttpRouter.addAll(
-      page.files.map(({ body, contentType, path }) =>
-        HttpRouter.route("GET", path, HttpServerResponse.text(body, { contentType, headers: page.headers }))
-      )
-    ),
-    Api.layer(options)
-  )
+> => Layer.merge(page.layer, Api.layer(options))

@@ -254,7 +254,9 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
         ? queue.submit(request)
         : queue.accept(request)
       return Effect.withSpan(submission, "QueueManager.submitRequest", {
-        attributes: { "llm_queue.model": queue.modelId, "llm_queue.request_id": settings.nameOf(request.id) }
+        attributes: { "llm_queue.model": queue.modelId, "llm_queue.request_id": settings.nameOf(request.id) },
+        // At this point it would show the runtime only.
+        captureStackTrace: false
       })
     })
 

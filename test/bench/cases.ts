@@ -1,7 +1,11 @@
 /** What is measured, apart from backlogs: each in a process of its own. */
-import { Deferred, Effect, Layer, type Scope } from "effect"
+import { NodeHttpServer } from "@effect/platform-node"
+import { Deferred, Effect, Layer, type Scope, Stream, Tracer } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+import * as QueueApi from "effect-llm-queue/Api"
 import * as Metrics from "effect-llm-queue/Metrics"
+import { FetchHttpClient, HttpClient, HttpRouter, HttpServer } from "effect/http"
+import { createServer } from "node:http"
 import { cpuUsage, memoryUsage } from "node:process"
 import { limit } from "../limit.ts"
 import * as subjects from "./subjects.ts"
@@ -114,6 +118,28 @@ const wakeUp = () => {
     )
   )
 }
+
+/** With what the dashboard keeps, served, and somebody who looks. */
+const looked = (manager: Layer.Layer<QueueManager.QueueManager>) =>
+  Layer.effectDiscard(Effect.gen(function*() {
+    const url = yield* HttpServer.addressFormattedWith((url) => Effect.succeed(url))
+    const begun = yield* Deferred.make<void>()
+    yield* HttpClient.get(`${url}/llm-queue/live`).pipe(
+      Effect.flatMap((response) => Stream.runForEach(response.stream, () => Deferred.succeed(begun, undefined))),
+      Effect.forkScoped
+    )
+    yield* Deferred.await(begun)
+  })).pipe(
+    Layer.provide(HttpRouter.serve(QueueApi.layer(), { disableLogger: true, disableListenLog: true })),
+    Layer.provide([
+      FetchHttpClient.layer,
+      Layer.orDie(NodeHttpServer.layer(createServer, { host: "127.0.0.1", port: 0 }))
+    ]),
+    Layer.provideMerge(manager)
+  )
+
+/** A tracer that keeps nothing: what its exporter costs is its own. */
+const spans = Layer.succeed(Tracer.Tracer, Tracer.make({ span: (options) => new Tracer.NativeSpan(options) }))
 
 const manyModels = () =>
   promise(
@@ -283,11 +309,20 @@ export const cases: ReadonlyArray<Case> = [
   },
   {
     name: "observed",
-    parts: ["without metrics", "with metrics"],
+    parts: ["nothing", "metrics", "metrics and dashboard", "metrics, dashboard and spans"],
     run: async (part) => {
       const shape = { requests: 300_000, priorities: 1, yields: false }
-      const observed = QueueManager.layer.pipe(Layer.provide(Metrics.layer({ priorities: true })), Layer.fresh)
-      const millis = await (part === "with metrics" ? subjects.ours(shape, observed) : subjects.ours(shape))
+      const metrics = QueueManager.layer.pipe(Layer.provide(Metrics.layer({ priorities: true })), Layer.fresh)
+      const millis = await (part === "nothing"
+        ? subjects.ours(shape)
+        : subjects.ours(
+          shape,
+          part === "metrics"
+            ? metrics
+            : part === "metrics and dashboard"
+            ? looked(metrics)
+            : Layer.merge(looked(metrics), spans)
+        ))
       return [{ subject: "ours", metric: part, unit: "requests/s", value: shape.requests / millis * 1000 }]
     }
   },

@@ -1,9 +1,11 @@
 /** The files of the dashboard's page, and what browsers may do with them. */
+import * as HttpRouter from "effect/http/HttpRouter"
+import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as assets from "./assets.ts"
 
 export const path = "/llm-queue/dashboard"
 
-export const files = [
+const files = [
   { path, contentType: "text/html; charset=utf-8", body: assets.html },
   { path: `${path}/main.js`, contentType: "text/javascript; charset=utf-8", body: assets.script },
   { path: `${path}/style.css`, contentType: "text/css; charset=utf-8", body: assets.style },
@@ -24,7 +26,7 @@ const policy = [
   "trusted-types 'none'"
 ].join("; ")
 
-export const headers = {
+const headers = {
   "cache-control": "no-store",
   "content-security-policy": policy,
   "cross-origin-opener-policy": "same-origin",
@@ -33,3 +35,9 @@ export const headers = {
   "x-content-type-options": "nosniff",
   "x-frame-options": "DENY"
 }
+
+export const layer = HttpRouter.addAll(
+  files.map(({ body, contentType, path }) =>
+    HttpRouter.route("GET", path, HttpServerResponse.text(body, { contentType, headers }))
+  )
+)
