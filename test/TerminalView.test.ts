@@ -107,6 +107,8 @@ const terminal = (isTerminal: boolean) => {
   }
 }
 
+const Manager = QueueManager.layerWith({ shutdown: { policy: "interrupt", deadline: 0 } })
+
 const work = Effect.gen(function*() {
   const manager = yield* QueueManager.QueueManager
   const Model = ModelConfig.makeUntyped<number, string>("gpt-4", { rateLimiters: [RateLimiter.concurrent(2)] })
@@ -131,7 +133,10 @@ describe("TerminalView", () => {
       yield* Fiber.interrupt(view)
       assert.match(printed[3]!, / 0 +0 +3 /)
       assert.strictEqual(printed.at(-1), "\u001b[?25h")
-    }).pipe(Effect.provide(Layer.merge(QueueManager.layer, layer)))
+    }).pipe(
+      Effect.provide(Layer.merge(Manager, layer)),
+      Effect.provideService(ConfigProvider.ConfigProvider, ConfigProvider.fromUnknown({}))
+    )
   })
 
   it.effect("has no colors where none are wanted", () => {
@@ -145,7 +150,7 @@ describe("TerminalView", () => {
     }).pipe(
       Effect.provide(
         TerminalView.layer({ interval: "1 second" }).pipe(
-          Layer.provideMerge(QueueManager.layer),
+          Layer.provideMerge(Manager),
           Layer.provideMerge(layer)
         )
       ),
@@ -167,6 +172,6 @@ describe("TerminalView", () => {
       assert.match(printed[1]!, /^gpt-4  open +1 +2 +0 .*concurrent ████████ 2\/2\n$/)
       yield* Fiber.interrupt(lines)
       yield* Deferred.succeed(go, undefined)
-    }).pipe(Effect.provide(Layer.merge(QueueManager.layer, layer)))
+    }).pipe(Effect.provide(Layer.merge(Manager, layer)))
   })
 })

@@ -4,6 +4,7 @@ import { ModelConfig, QueueManager, RateLimiter } from "effect-llm-queue"
 import * as QueueApi from "effect-llm-queue/Api"
 import { TestClock } from "effect/testing"
 import * as pictures from "../../src/internal/live.ts"
+import * as random from "../model/random.ts"
 
 type Message = typeof QueueApi.Live.Type
 
@@ -54,8 +55,8 @@ const make = Effect.fnUntraced(function*(options?: Partial<pictures.Options>) {
   return { live, look, manager, taken: () => taken }
 })
 
-const model = (id: string) =>
-  ModelConfig.makeUntyped<number, string, string>(id, { rateLimiters: [RateLimiter.rpm(2)] })
+const model = (id: string, timePeriod: Duration.Input = "1 minute") =>
+  ModelConfig.makeUntyped<number, string, string>(id, { rateLimiters: [RateLimiter.rpm(2, { timePeriod })] })
 
 const processor = ({ params }: { readonly params: number }) => params < 0 ? Effect.fail("no") : Effect.succeed("ok")
 
@@ -231,4 +232,62 @@ describe("what those who look see", () => {
         QueueManager.QueueManager.use((manager) => Effect.succeed({ ...manager }))
       ).pipe(Layer.provide(Manager))
     )))
+
+  it.effect("is what is there, for readers of any speed, whatever comes and goes", () =>
+    Effect.gen(function*() {
+      for (let seed = 1; seed <= 40; seed++) {
+        const choose = random.make(seed)
+        yield* Effect.gen(function*() {
+          const { live, manager } = yield* make({ maxStreams: 100 })
+          const models = Array.from({ length: 6 }, (_, index) => model(`${seed} ${index}`, "3 seconds"))
+          const registered = new Set<string>()
+          /** Puts together what it is told. */
+          const begin = Effect.gen(function*() {
+            const stream = yield* live.stream
+            const known = new Map<string, number>()
+            const slowness = choose.pick([0, 0, 1500, 4000])
+            const fiber = yield* Effect.forkChild(
+              Stream.runForEach(Option.getOrThrow(stream), (bytes) => {
+                const { complete, queues, removed } = read(bytes)
+                if (complete) known.clear()
+                for (const modelId of removed) known.delete(modelId)
+                for (const { completed, modelId } of queues) known.set(modelId, completed)
+                return slowness === 0 ? Effect.void : Effect.sleep(choose.int(0, slowness))
+              }),
+              { startImmediately: true }
+            )
+            return { fiber, known }
+          })
+          const readers: Array<Effect.Success<typeof begin>> = []
+          for (let step = 0; step < 60; step++) {
+            const chosen = choose.pick(models)
+            switch (choose.int(0, 5)) {
+              case 0:
+                if (!registered.has(chosen.modelId)) {
+                  registered.add(chosen.modelId)
+                  yield* manager.registerQueue(chosen, processor)
+                }
+                break
+              case 1:
+                if (registered.delete(chosen.modelId)) yield* manager.unregisterQueue(chosen)
+                break
+              case 2:
+                if (readers.length < 5) readers.push(yield* begin)
+                else yield* Fiber.interrupt(readers.shift()!.fiber)
+                break
+              default:
+                if (registered.has(chosen.modelId)) yield* Effect.forkChild(Effect.exit(manager.submit(chosen, 1)))
+            }
+            yield* TestClock.adjust(choose.pick([0, 0, 300, 1000, 2500]))
+            if (step % 10 !== 9) continue
+            // What waits goes on meanwhile, and then nothing happens.
+            yield* TestClock.adjust("30 seconds")
+            const infos = yield* manager.getAllQueuesInfo
+            const there = new Map(Array.from(infos.values(), ({ completed, modelId }) => [modelId, completed]))
+            for (const { known } of readers) assert.deepStrictEqual(known, there, `seed ${seed}, step ${step}`)
+          }
+          for (const { fiber } of readers) yield* Fiber.interrupt(fiber)
+        }).pipe(Effect.scoped)
+      }
+    }).pipe(Effect.provide(Manager)), 60_000)
 })
