@@ -77,7 +77,7 @@ const summarize = (name: string, figures: ReadonlyArray<Figure>): ReadonlyArray<
 }
 
 /** What another metric of ours is compared with. */
-const bases = new Set(["with 1 charges in each window", "without metrics"])
+const bases = new Set(["with 1 charges in each window", "nothing"])
 
 /** Ours beside each of the others, and with something beside without. */
 const ratios = (rows: ReadonlyArray<Row>): ReadonlyMap<string, { readonly ratio: number; readonly isBetter: number }> =>

@@ -3,10 +3,13 @@
  * how long that took: a backlog. `Shape` is what the processor does.
  */
 import Bottleneck from "bottleneck"
+import { Queue as BullQueue, Worker } from "bullmq"
 import { Deferred, Effect, Layer, Queue, type Scope } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { RateLimiter as EffectLimiter } from "effect/persistence"
 import { RateLimiter as Limiter } from "limiter"
+import { spawn, spawnSync } from "node:child_process"
+import { type AddressInfo, createServer } from "node:net"
 import PQueue from "p-queue"
 
 export interface Shape {
@@ -173,11 +176,58 @@ const effectLimiter = ({ requests, yields }: Shape) =>
     )
   )
 
+/** A server of its own that writes nothing to the disk. */
+const startRedis = async () => {
+  const port = await new Promise<number>((resolve) => {
+    const server = createServer().listen(0, "127.0.0.1", () => {
+      const { port } = server.address() as AddressInfo
+      server.close(() => resolve(port))
+    })
+  })
+  const args = ["--bind", "127.0.0.1", "--port", `${port}`, "--save", "", "--appendonly", "no"]
+  const child = spawn("redis-server", args, { stdio: ["ignore", "pipe", "inherit"] })
+  await new Promise<void>((resolve) =>
+    child.stdout.on("data", (text: Buffer) => text.includes("Ready to accept connections") && resolve())
+  )
+  return { port, stop: () => void child.kill() }
+}
+
+/** Jobs in Redis that survive a crash, done by a worker of the same process: what a durable queue costs. */
+const bullmq = async (shape: Shape): Promise<number> => {
+  const redis = await startRedis()
+  const connection = { host: "127.0.0.1", port: redis.port }
+  const { end, one } = countdown(shape.requests)
+  const queue = new BullQueue("bench", { connection })
+  const worker = new Worker("bench", task(shape, one), {
+    connection,
+    concurrency,
+    removeOnComplete: { count: 1000 }
+  })
+  await worker.waitUntilReady()
+  const started = performance.now()
+  const add = (from: number) =>
+    queue.addBulk(Array.from({ length: Math.min(1000, shape.requests - from) }, (_, index) => ({
+      name: "request",
+      data: from + index,
+      ...(shape.priorities === 1 ? {} : { opts: { priority: 1 + (index % shape.priorities) } })
+    })))
+  for (let from = 0; from < shape.requests; from += 1000) await add(from)
+  await end
+  const taken = performance.now() - started
+  await worker.close()
+  await queue.close()
+  redis.stop()
+  return taken
+}
+
+const hasRedis = spawnSync("redis-server", ["--version"]).status === 0
+
 export const subjects: ReadonlyArray<Subject> = [
   { name: "floor", most: 1_000_000, run: floor },
   { name: "ours", most: 1_000_000, mostByPriority: 1_000_000, run: (shape) => ours(shape) },
   { name: "p-queue", most: 1_000_000, mostByPriority: 100_000, run: pQueue },
   { name: "bottleneck", most: 10_000, run: bottleneck },
   { name: "limiter", most: 100_000, run: limiter },
-  { name: "effect", most: 100_000, run: effectLimiter }
+  { name: "effect", most: 100_000, run: effectLimiter },
+  ...(hasRedis ? [{ name: "bullmq", most: 10_000, mostByPriority: 10_000, run: bullmq }] : [])
 ]
