@@ -45,6 +45,15 @@ const watch = Command.make("watch", {
   Command.withExamples([{ command: "effect-llm-queue watch --url http://127.0.0.1:4100" }])
 )
 
+/** One page has a stream and a few requests: these are many pages. */
+const mostConnections = 256
+
+const makeServer = () => {
+  const server = createServer()
+  server.maxConnections = mostConnections
+  return server
+}
+
 const dashboard = Command.make("dashboard", {
   url,
   token,
@@ -76,7 +85,7 @@ const dashboard = Command.make("dashboard", {
         HttpRouter.serve(proxy.layer({ token, url }), { disableLogger: true, disableListenLog: true }).pipe(
           Layer.provideMerge(
             // A browser keeps a connection that it may need, which a server waits for.
-            NodeHttpServer.layer(createServer, { host, port, gracefulShutdownTimeout: "500 millis" })
+            NodeHttpServer.layer(makeServer, { host, port, gracefulShutdownTimeout: "500 millis" })
           )
         )
       ),

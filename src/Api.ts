@@ -584,8 +584,9 @@ const whileListening = <A>(stream: Stream.Stream<A>): Effect.Effect<
 const busy = Effect.fail(new Busy({ message: "There are as many readers as are let in. Try again later." }))
 
 const defaultLetters = 100
+const mostStreams = 100
 
-const seen = ({ actions = false, interval = "1 second", maxStreams = 100, token }: Options) =>
+const seen = ({ actions = false, interval = "1 second", maxStreams = mostStreams, token }: Options) =>
   HttpApiBuilder.group(
     Api,
     "queues",
@@ -593,7 +594,7 @@ const seen = ({ actions = false, interval = "1 second", maxStreams = 100, token 
       const manager = yield* QueueManager.QueueManager
       const live = yield* pictures.make(manager, {
         interval: Duration.max(Option.getOrElse(Duration.fromInput(interval), () => Duration.seconds(1)), shortest),
-        maxStreams,
+        maxStreams: maxStreams >= 0 ? maxStreams : mostStreams,
         toQueue,
         toEvent
       })
@@ -604,36 +605,38 @@ const seen = ({ actions = false, interval = "1 second", maxStreams = 100, token 
           Effect.map(manager.getQueueInfo(params.modelId), toShown).pipe(
             Effect.catchTag("ModelNotRegistered", notFound)
           ))
-        .handle("requests", ({ params, query: { limit, ...filter } }) =>
-          manager.getRequests(params.modelId, filter, { limit }).pipe(
-            Effect.map((requests) =>
-              requests.map(({ predictedWait, processingTime, queueTime, tenant, ...rest }) => ({
-                ...rest,
-                tenant: tenant ?? null,
-                queueTimeMillis: Duration.toMillis(queueTime),
-                processingTimeMillis: Duration.toMillis(processingTime),
-                predictedWaitMillis: millis(predictedWait)
-              }))
-            ),
-            Effect.catchTags({ ModelNotRegistered: notFound, InvalidRequest: invalid })
-          ))
-        .handle("deadLetters", ({ params, query: { limit = defaultLetters } }) =>
-          Number.isSafeInteger(limit) && limit >= 0
-            ? manager.deadLetters(params.modelId).pipe(
-              Effect.map((letters) =>
-                letters.slice(Math.max(0, letters.length - limit)).toReversed().map(toDeadLetter)
+        .handle(
+          "requests",
+          ({ params, query: { limit, ...filter } }) =>
+            manager.getRequests(params.modelId, filter, { limit }).pipe(
+              Effect.map((requests) =>
+                requests.map(({ predictedWait, processingTime, queueTime, tenant, ...rest }) => ({
+                  ...rest,
+                  tenant: tenant ?? null,
+                  queueTimeMillis: Duration.toMillis(queueTime),
+                  processingTimeMillis: Duration.toMillis(processingTime),
+                  predictedWaitMillis: millis(predictedWait)
+                }))
               ),
-              Effect.catchTag("ModelNotRegistered", notFound)
+              Effect.catchTags({ ModelNotRegistered: notFound, InvalidRequest: invalid })
             )
-            : invalid({ problems: [`limit: expected a whole number of at least 0, got ${limit}`] }))
-        .handle("history", ({ query }) =>
-          Effect.sync(() =>
-            live.history(query.modelId)
-          ))
+        )
+        .handle(
+          "deadLetters",
+          ({ params, query: { limit = defaultLetters } }) =>
+            Number.isSafeInteger(limit) && limit >= 0
+              ? manager.deadLetters(params.modelId).pipe(
+                Effect.map((letters) =>
+                  letters.slice(Math.max(0, letters.length - limit)).toReversed().map(toDeadLetter)
+                ),
+                Effect.catchTag("ModelNotRegistered", notFound)
+              )
+              : invalid({ problems: [`limit: expected a whole number of at least 0, got ${limit}`] })
+        )
+        .handle("history", ({ query }) => Effect.sync(() => live.history(query.modelId)))
         .handle("events", () =>
           Option.match(live.counted(Stream.map(manager.events, toEvent)), {
-            onNone: () =>
-              busy,
+            onNone: () => busy,
             onSome: whileListening
           }))
         // Written once for all that look.
@@ -641,8 +644,7 @@ const seen = ({ actions = false, interval = "1 second", maxStreams = 100, token 
           Effect.flatMap(
             live.stream,
             Option.match({
-              onNone: () =>
-                busy,
+              onNone: () => busy,
               onSome: (stream) =>
                 Effect.map(
                   whileListening(stream),

@@ -219,8 +219,11 @@ export const make = Effect.fnUntraced(function*(
     }
   })
 
-  /** Reads every queue, some at a time, and makes what those who look are sent. */
-  const take = lock.withPermit(Effect.gen(function*() {
+  /**
+   * Reads every queue, some at a time, and makes what those who look are sent. Who does that may leave before it is done:
+   * what was read counts as told only with the others.
+   */
+  const take = Effect.gen(function*() {
     const at = yield* Clock.currentTimeMillis
     const isHistory = Math.abs(at - historyAt) >= historyMillis
     if (lookers === 0) {
@@ -230,7 +233,7 @@ export const make = Effect.fnUntraced(function*(
     }
     if (isHistory) historyAt = at
     const ids = yield* manager.getRegisteredModels
-    const changed: Array<string> = []
+    const changed = new Map<string, { readonly of: Watched; readonly json: string }>()
     const sum = { completed: 0, depth: 0, failed: 0, running: 0 }
     for (const [index, modelId] of ids.entries()) {
       if (index % readAtOnce === readAtOnce - 1) yield* Effect.yieldNow
@@ -248,9 +251,7 @@ export const make = Effect.fnUntraced(function*(
       if (waits === null) lastWaits.delete(modelId)
       else lastWaits.set(modelId, waits)
       const json = JSON.stringify(toQueue(info.value, waits))
-      if (json === mine.json) continue
-      mine.json = json
-      changed.push(json)
+      if (json !== mine.json) changed.set(modelId, { of: mine, json })
     }
     // A manager that is not observed does not say when its queues close.
     if (watched.size > ids.length) {
@@ -261,6 +262,11 @@ export const make = Effect.fnUntraced(function*(
     if (lookers === 0) return
     const gone = removed.filter((modelId) => !watched.has(modelId))
     removed = []
+    for (const [modelId, { json, of }] of changed) {
+      // It may have gone meanwhile, or be another one by now.
+      if (watched.get(modelId) === of) of.json = json
+      else changed.delete(modelId)
+    }
     const waits = totalWaits.take()
     const changes = message({
       at,
@@ -269,7 +275,7 @@ export const make = Effect.fnUntraced(function*(
       removed: gone,
       failures: failures.take(),
       events: events.take()
-    }, changed)
+    }, Array.from(changed.values(), ({ json }) => json))
     let all: Uint8Array | undefined
     const before = picture.next
     picture = {
@@ -284,7 +290,11 @@ export const make = Effect.fnUntraced(function*(
       next: Deferred.makeUnsafe()
     }
     Deferred.doneUnsafe(before, Effect.void)
-  }))
+  }).pipe(
+    (taking) => lock.withPermit(taking),
+    // A span for each reading of each queue would tell nobody anything.
+    Effect.withTracerEnabled(false)
+  )
 
   yield* Effect.forkScoped(Effect.forever(Effect.andThen(take, Effect.sleep(interval))), { startImmediately: true })
 

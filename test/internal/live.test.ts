@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Duration, Effect, Fiber, Layer, Option, Schema, Stream } from "effect"
+import { Duration, Effect, Fiber, Layer, Option, Schema, Stream, Tracer } from "effect"
 import { ModelConfig, QueueManager, RateLimiter } from "effect-llm-queue"
 import * as QueueApi from "effect-llm-queue/Api"
 import { TestClock } from "effect/testing"
@@ -24,7 +24,9 @@ const make = Effect.fnUntraced(function*(options?: Partial<pictures.Options>) {
     maxStreams: 3,
     toQueue: (info, waits) => {
       taken++
-      return { ...info, capacity: 1, limits: [], waits, provider: null }
+      // What a limit has used changes without anybody.
+      const { rateLimiters: _limits, reservations: _costs, ...rest } = info
+      return { ...rest, limits: [], waits, provider: null }
     },
     toEvent: ({ attempts, modelId, requestId, status }) => ({
       requestId,
@@ -60,7 +62,16 @@ const model = (id: string, timePeriod: Duration.Input = "1 minute") =>
 
 const processor = ({ params }: { readonly params: number }) => params < 0 ? Effect.fail("no") : Effect.succeed("ok")
 
+/** With a manager that takes time to say how a queue is, and that somebody else has made. */
+const slowly = (delay: Duration.Input) =>
+  Effect.updateService(QueueManager.QueueManager, (manager) => ({
+    ...manager,
+    getQueueInfo: (model: ModelConfig.Any | string) => Effect.delay(manager.getQueueInfo(model), delay)
+  }))
+
 const Manager = QueueManager.layerWith({ shutdown: { policy: "interrupt", deadline: 0 } })
+
+const spans: Array<string> = []
 
 const ids = (message: Message | undefined) => message?.queues.map(({ modelId }) => modelId)
 
@@ -200,6 +211,75 @@ describe("what those who look see", () => {
       assert.deepStrictEqual([live.history("idle"), live.history("none")], [[], []])
     }).pipe(Effect.provide(Manager)))
 
+  it.effect("is whole for others when somebody leaves while it is taken", () =>
+    Effect.gen(function*() {
+      // Reading takes longer than the interval.
+      const { look, manager } = yield* make()
+      const models = Array.from({ length: 60 }, (_, index) => model(`${index}`, "1 second"))
+      yield* manager.registerAllQueues(models, processor)
+      const { seen } = yield* look()
+      const choose = random.make(1)
+      for (let i = 1; i <= 30; i++) {
+        yield* TestClock.adjust(choose.int(0, 2000))
+        yield* manager.submit(models[0]!, 1)
+        // The picture may be an old one, so that another one is taken for who comes now, and leaves before it is there.
+        const { leave } = yield* look()
+        yield* TestClock.adjust(choose.int(0, 1000))
+        yield* Effect.forkChild(leave)
+        yield* TestClock.adjust("10 seconds")
+        const told = seen.flatMap(({ queues }) => queues.filter(({ modelId }) => modelId === "0"))
+        assert.strictEqual(told.at(-1)!.completed, i)
+      }
+    }).pipe(slowly("20 millis"), Effect.provide(Manager)))
+
+  it.effect("has nothing that goes while it is taken", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const [A, B] = [model("a"), model("b")]
+      let goes = false
+      const { look } = yield* make({
+        toQueue: (info, waits) => {
+          // Read after the first one.
+          if (goes && info.modelId === "b") Effect.runFork(manager.unregisterQueue(A))
+          return { ...info, limits: [], waits, provider: null }
+        }
+      })
+      yield* manager.registerQueue(A, processor)
+      yield* manager.registerQueue(B, processor)
+      const { seen } = yield* look()
+      yield* manager.submit(A, 1)
+      goes = true
+      yield* TestClock.adjust("2 seconds")
+      assert.deepStrictEqual(yield* manager.getRegisteredModels, ["b"])
+      const known = new Set<string>()
+      for (const { queues, removed } of seen) {
+        for (const modelId of removed) known.delete(modelId)
+        for (const { modelId } of queues) known.add(modelId)
+      }
+      assert.deepStrictEqual([...known], ["b"])
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("leaves no spans", () =>
+    Effect.gen(function*() {
+      const { look, manager } = yield* make()
+      yield* manager.registerQueue(model("a"), processor)
+      const before = spans.length
+      yield* look()
+      yield* TestClock.adjust("1 minute")
+      assert.deepStrictEqual(spans.slice(before), [])
+    }).pipe(
+      Effect.provide(Manager),
+      Effect.provideService(
+        Tracer.Tracer,
+        Tracer.make({
+          span: (options) => {
+            spans.push(options.name)
+            return new Tracer.NativeSpan(options)
+          }
+        })
+      )
+    ))
+
   it.effect("is for so many at one time, and shares one reading", () =>
     Effect.gen(function*() {
       const { live, look, manager, taken } = yield* make()
@@ -287,7 +367,7 @@ describe("what those who look see", () => {
             for (const { known } of readers) assert.deepStrictEqual(known, there, `seed ${seed}, step ${step}`)
           }
           for (const { fiber } of readers) yield* Fiber.interrupt(fiber)
-        }).pipe(Effect.scoped)
+        }).pipe(Effect.scoped, seed % 2 === 0 ? slowly("100 millis") : (self) => self)
       }
     }).pipe(Effect.provide(Manager)), 60_000)
 })
