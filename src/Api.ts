@@ -648,7 +648,12 @@ const seen = ({ actions = false, interval = "1 second", maxStreams = mostStreams
               onSome: (stream) =>
                 Effect.map(
                   whileListening(stream),
-                  (stream) => HttpServerResponse.stream(stream, { contentType: "text/event-stream" })
+                  (stream) =>
+                    HttpServerResponse.stream(stream, {
+                      contentType: "text/event-stream",
+                      // Proxies must not wait for more.
+                      headers: { "x-accel-buffering": "no" }
+                    })
                 )
             })
           ))
