@@ -151,6 +151,30 @@ describe("getRequests of everything", () => {
     }).pipe(Effect.provide(Manager)), 60_000)
 })
 
+describe("cancelRequest", () => {
+  it.effect("of a request that is just being dispatched, by who was let in for it, keeps it from its processor", () =>
+    Effect.gen(function*() {
+      const { Model, manager, started, submit } = yield* open({
+        rateLimiters: [RateLimiter.concurrent(1)],
+        capacity: 1
+      })
+      yield* submit("runs", {}, 1000)
+      yield* TestClock.adjust(0)
+      yield* submit("next")
+      // It waits for the room that the next one leaves, and is told at once.
+      const late = yield* Effect.forkChild(
+        Effect.andThen(submit("late"), manager.cancelRequest(Model, "next")),
+        { startImmediately: true }
+      )
+      yield* TestClock.adjust("1 second")
+      assert.isTrue(yield* Fiber.join(late))
+      assert.deepStrictEqual(started, ["runs", "late"])
+      assert.strictEqual((yield* manager.getStatus(Model, "next")).status, "cancelled")
+      const { running } = yield* manager.getQueueInfo(Model)
+      assert.strictEqual(running, 0)
+    }).pipe(Effect.provide(Manager)))
+})
+
 describe("pauseQueue", () => {
   it.effect("dispatches nothing until it is resumed; what runs goes on, and timeouts do", () =>
     Effect.gen(function*() {
