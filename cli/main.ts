@@ -30,6 +30,7 @@ const token = Flag.Redacted("token").pipe(
   Flag.withMetavar("TOKEN"),
   Flag.withDescription("Its bearer token. Better given as LLM_QUEUE_TOKEN: other users of this machine see arguments"),
   Flag.withFallbackConfig(Config.Redacted("LLM_QUEUE_TOKEN")),
+  Flag.filter((token) => access.usable(token) !== undefined, () => "a token that is not empty"),
   Flag.optional
 )
 

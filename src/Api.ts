@@ -511,13 +511,13 @@ const invalid = ({ problems }: { readonly problems: ReadonlyArray<string> }) => 
  */
 export interface Options {
   /**
-   * What a client has to know. Without it only those are let in that ask for this machine by its own name (`localhost`,
+   * What a client has to know; an empty one is none. Without it only those are let in that ask for this machine by its own name (`localhost`,
    * `127.0.0.1`, `[::1]`), and nobody can act.
    */
   readonly token?: Redacted.Redacted | undefined
   /** Whether clients with the token can act: pause, resume, drain, cancel, change priorities and limits. Default `false`. */
   readonly actions?: boolean | undefined
-  /** How often `live` tells the state of the queues. Default: once a second. */
+  /** How often `live` tells the state of the queues: from 50 milliseconds to 5 seconds. Default: once a second. */
   readonly interval?: Duration.Input | undefined
   /** Most readers of `live` and `events` at one time; more are answered `Busy`. Default 100. */
   readonly maxStreams?: number | undefined
@@ -525,6 +525,8 @@ export interface Options {
 
 /** Looking more often than that shows nobody more. */
 const shortest = Duration.millis(50)
+/** Who hears nothing for longer takes the server to be gone. */
+const longest = Duration.seconds(5)
 
 /**
  * A server that has stopped listening waits for its connections, which must not be used again and again. Only the servers of
@@ -535,15 +537,12 @@ const isListening = ({ source }: HttpServerRequest.HttpServerRequest): boolean =
   return socket?.server?.listening !== false
 }
 
-/** Nobody keeps what is told, or takes it for something else. */
 const told = (
   request: HttpServerRequest.HttpServerRequest,
   response: HttpServerResponse.HttpServerResponse
 ): HttpServerResponse.HttpServerResponse =>
   HttpServerResponse.setHeaders(response, {
-    "cache-control": "no-store",
-    "x-content-type-options": "nosniff",
-    "cross-origin-resource-policy": "same-origin",
+    ...access.headers,
     ...(isListening(request) ? {} : { connection: "close" })
   })
 
@@ -563,9 +562,11 @@ const authorization = ({ token }: Options) =>
 /** A filter with a thousand ids is smaller. */
 const mostBody = ByteSize.kibibytes(64)
 
-const acting = ({ actions = false, token }: Options) =>
+const canAct = ({ actions = false, token }: Options): boolean => actions && access.usable(token) !== undefined
+
+const acting = (options: Options) =>
   Layer.succeed(Actions, (effect) =>
-    actions && token !== undefined
+    canAct(options)
       ? Effect.provideService(effect, HttpServerRequest.MaxBodySize, mostBody)
       : Effect.fail(new Forbidden({ message: "Actions are off. They need the options `actions: true` and `token`." })))
 
@@ -583,17 +584,33 @@ const whileListening = <A>(stream: Stream.Stream<A>): Effect.Effect<
 
 const busy = Effect.fail(new Busy({ message: "There are as many readers as are let in. Try again later." }))
 
-const defaultLetters = 100
 const mostStreams = 100
+const defaultLimit = 100
+/** More of a list would keep all others waiting while it is put together. */
+const mostLimit = 1000
 
-const seen = ({ actions = false, interval = "1 second", maxStreams = mostStreams, token }: Options) =>
+const checkLimit = (limit: number) =>
+  Number.isSafeInteger(limit) && limit >= 0 && limit <= mostLimit
+    ? Effect.void
+    : invalid({ problems: [`limit: expected a whole number from 0 to ${mostLimit}, got ${limit}`] })
+
+const seen = (options: Options) =>
   HttpApiBuilder.group(
     Api,
     "queues",
     Effect.fnUntraced(function*(handlers) {
+      const { interval = "1 second", maxStreams = mostStreams, token } = options
       const manager = yield* QueueManager.QueueManager
+      if (token !== undefined && access.usable(token) === undefined) {
+        yield* Effect.logWarning(
+          "The token of the API is empty, so there is none: it answers this machine only, and nobody acts."
+        )
+      }
       const live = yield* pictures.make(manager, {
-        interval: Duration.max(Option.getOrElse(Duration.fromInput(interval), () => Duration.seconds(1)), shortest),
+        interval: Duration.clamp(Option.getOrElse(Duration.fromInput(interval), () => Duration.seconds(1)), {
+          minimum: shortest,
+          maximum: longest
+        }),
         maxStreams: maxStreams >= 0 ? maxStreams : mostStreams,
         toQueue,
         toEvent
@@ -607,8 +624,8 @@ const seen = ({ actions = false, interval = "1 second", maxStreams = mostStreams
           ))
         .handle(
           "requests",
-          ({ params, query: { limit, ...filter } }) =>
-            manager.getRequests(params.modelId, filter, { limit }).pipe(
+          ({ params, query: { limit = defaultLimit, ...filter } }) =>
+            Effect.andThen(checkLimit(limit), manager.getRequests(params.modelId, filter, { limit })).pipe(
               Effect.map((requests) =>
                 requests.map(({ predictedWait, processingTime, queueTime, tenant, ...rest }) => ({
                   ...rest,
@@ -623,15 +640,13 @@ const seen = ({ actions = false, interval = "1 second", maxStreams = mostStreams
         )
         .handle(
           "deadLetters",
-          ({ params, query: { limit = defaultLetters } }) =>
-            Number.isSafeInteger(limit) && limit >= 0
-              ? manager.deadLetters(params.modelId).pipe(
-                Effect.map((letters) =>
-                  letters.slice(Math.max(0, letters.length - limit)).toReversed().map(toDeadLetter)
-                ),
-                Effect.catchTag("ModelNotRegistered", notFound)
-              )
-              : invalid({ problems: [`limit: expected a whole number of at least 0, got ${limit}`] })
+          ({ params, query: { limit = defaultLimit } }) =>
+            Effect.andThen(checkLimit(limit), manager.deadLetters(params.modelId)).pipe(
+              Effect.map((letters) =>
+                letters.slice(Math.max(0, letters.length - limit)).toReversed().map(toDeadLetter)
+              ),
+              Effect.catchTag("ModelNotRegistered", notFound)
+            )
         )
         .handle("history", ({ query }) => Effect.sync(() => live.history(query.modelId)))
         .handle("events", () =>
@@ -657,7 +672,7 @@ const seen = ({ actions = false, interval = "1 second", maxStreams = mostStreams
                 )
             })
           ))
-        .handle("access", () => Effect.succeed({ actions: actions && token !== undefined }))
+        .handle("access", () => Effect.succeed({ actions: canAct(options) }))
     })
   )
 

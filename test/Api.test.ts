@@ -383,4 +383,42 @@ describe("Api", () => {
       yield* Scope.close(scope, Exit.void)
       yield* ended
     }).pipe(Effect.scoped, Effect.timeout("15 seconds")), timeout)
+
+  it.live("takes an empty token for none: it lets in nobody else, and nobody acts", () =>
+    Effect.gen(function*() {
+      yield* busy
+      const pause = `/llm-queue/queues/${encodeURIComponent(hostile)}/pause`
+      for (const authorization of [undefined, "Bearer ", "Bearer x"]) {
+        const headers = authorization === undefined ? {} : { authorization }
+        assert.strictEqual((yield* raw("/llm-queue/queues", { ...headers, host: "evil.example" })).status, 403)
+        assert.strictEqual((yield* raw(pause, { ...headers, host: "evil.example" }, "POST")).status, 403)
+        assert.strictEqual((yield* raw(pause, { ...headers, host: "localhost" }, "POST")).status, 403)
+      }
+      const { queues } = yield* client()
+      assert.deepStrictEqual(yield* queues.access(), { actions: false })
+      assert.strictEqual((yield* queues.list())[0]!.state, "open")
+    }).pipe(Effect.scoped, Effect.provide(serve({ token: Redacted.make(""), actions: true }))), timeout)
+
+  it.live(
+    "answers no requests that browsers make for pages of others, and no endless lists",
+    () =>
+      Effect.gen(function*() {
+        yield* busy
+        const path = "/llm-queue/queues"
+        for (
+          const [site, status] of [["cross-site", 403], ["same-site", 403], ["same-origin", 200], [
+            "none",
+            200
+          ]] as const
+        ) {
+          const answer = yield* raw(path, { host: "localhost", "sec-fetch-site": site, "sec-fetch-mode": "no-cors" })
+          assert.strictEqual(answer.status, status, site)
+        }
+        const { queues } = yield* client()
+        assert.strictEqual((yield* queues.requests({ params, query: { limit: 1000 } })).length, 3)
+        assert.strictEqual((yield* Effect.flip(queues.requests({ params, query: { limit: 1001 } })))._tag, "Invalid")
+        assert.strictEqual((yield* Effect.flip(queues.deadLetters({ params, query: { limit: 1001 } })))._tag, "Invalid")
+      }).pipe(Effect.scoped, Effect.provide(serve())),
+    timeout
+  )
 })

@@ -138,7 +138,12 @@ const serve = (options: QueueApi.Options = { token: Redacted.make(token), action
   HttpRouter.serve(
     Layer.merge(
       QueueApi.layer({ interval: "100 millis", ...options }),
-      HttpRouter.add("GET", "/metrics", HttpServerResponse.text("all of them"))
+      HttpRouter.addAll([
+        HttpRouter.route("GET", "/metrics", HttpServerResponse.text("all of them")),
+        HttpRouter.route("GET", "/llm-queue/redirect", HttpServerResponse.redirect("/metrics")),
+        HttpRouter.route("GET", "/llm-queue/events/redirect", HttpServerResponse.redirect("/metrics")),
+        HttpRouter.route("GET", "/llm-queue/events/html", HttpServerResponse.html("<script>alert(1)</script>"))
+      ])
     ),
     {
       disableLogger: true,
@@ -202,6 +207,8 @@ describe("effect-llm-queue", () => {
             [["watch", "--url", url], { LLM_QUEUE_TOKEN: "wrong" }, /needs a token, or another one/],
             [["watch", "--url", "http://127.0.0.1:9"], {}, /does not answer as effect-llm-queue\/Api does/],
             [["dashboard", "--url", url, "--host", "0.0.0.0"], {}, /could see the queues: give a token/],
+            [["dashboard", "--url", url, "--host", "0.0.0.0", "--token", ""], {}, /a token that is not empty/],
+            [["dashboard", "--url", url, "--host", "0.0.0.0"], { LLM_QUEUE_TOKEN: "" }, /token/],
             [["dashboard", "--url", url, "--port", new URL(url).port], known, /give another --port/]
           ] as const
         ) {
@@ -245,9 +252,23 @@ describe("effect-llm-queue", () => {
         assert.strictEqual((yield* ask(`${own}/other`, { authorization })).status, 404)
         // What else the program serves is not passed on.
         assert.strictEqual((yield* ask(`${url}/metrics`)).status, 200)
-        for (const path of ["/llm-queue/../metrics", "/llm-queue/%2e%2e/metrics", "/llm-queue/x/../../metrics"]) {
-          assert.strictEqual((yield* askAs(own!, path, { authorization })).status, 404, path)
-        }
+        for (
+          const path of [
+            "/llm-queue/../metrics",
+            "/llm-queue/%2e%2e/metrics",
+            "/llm-queue/x/../../metrics",
+            "/llm-queue/..%2fmetrics",
+            "/llm-queue/%2e%2e%2fmetrics",
+            "/llm-queue/..%5cmetrics",
+            "/llm-queue/redirect",
+            "/llm-queue/"
+          ]
+        ) assert.strictEqual((yield* askAs(own!, path, { authorization })).status, 404, path)
+        // Nor is what it answers taken for a page, or followed.
+        assert.strictEqual((yield* ask(`${own}/llm-queue/events/redirect`, { authorization })).status, 502)
+        const html = yield* ask(`${own}/llm-queue/events/html`, { authorization })
+        assert.strictEqual(html.headers["content-type"], "application/octet-stream")
+        assert.include(String(html.headers["content-security-policy"]), "sandbox")
         assert.strictEqual((yield* ask(queues, { authorization }, { method: "DELETE" })).status, 405)
 
         const path = `${queues}/${encodeURIComponent(Model.modelId)}`

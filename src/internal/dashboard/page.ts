@@ -1,6 +1,7 @@
 /** The files of the dashboard's page, and what browsers may do with them. */
 import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
+import * as access from "../access.ts"
 import * as assets from "./assets.ts"
 
 export const path = "/llm-queue/dashboard"
@@ -27,12 +28,10 @@ const policy = [
 ].join("; ")
 
 const headers = {
-  "cache-control": "no-store",
+  ...access.headers,
   "content-security-policy": policy,
   "cross-origin-opener-policy": "same-origin",
-  "cross-origin-resource-policy": "same-origin",
   "referrer-policy": "no-referrer",
-  "x-content-type-options": "nosniff",
   "x-frame-options": "DENY"
 }
 
