@@ -1,17 +1,15 @@
 /** The queues of another program in this terminal. */
-import * as Clock from "effect/Clock"
-import * as Config from "effect/Config"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import type { HttpClient } from "effect/http"
 import * as Option from "effect/Option"
 import type * as Redacted from "effect/Redacted"
 import * as Schedule from "effect/Schedule"
-import * as Stdio from "effect/Stdio"
+import type * as Stdio from "effect/Stdio"
 import * as Stream from "effect/Stream"
-import * as Terminal from "effect/Terminal"
+import type * as Terminal from "effect/Terminal"
 import * as Api from "../src/Api.ts"
-import * as table from "../src/internal/table.ts"
+import * as screen from "../src/internal/screen.ts"
 
 /** What a person can do something about. */
 export class Problem extends Data.TaggedError("Problem")<{ readonly message: string }> {}
@@ -21,7 +19,7 @@ interface Options {
   readonly token: Redacted.Redacted | undefined
 }
 
-const toRow = (queue: typeof Api.Queue.Type): Omit<table.Row, "perSecond"> => ({
+const toReading = (queue: typeof Api.Queue.Type): screen.Reading => ({
   ...queue,
   depth: queue.depth + queue.suspended
 })
@@ -52,53 +50,35 @@ const looks = (options: Options): Stream.Stream<
     })
   })).pipe(Stream.mapError(problemOf(options.url)))
 
-const retry = Schedule.max([Schedule.exponential("500 millis"), Schedule.spaced("5 seconds")])
+/** Soon, then less often; anew once it has answered. */
+const again = Schedule.min([Schedule.exponential("500 millis"), Schedule.spaced("5 seconds")])
 
 /** Draws them over and over on a terminal, and does nothing where there is none. */
-export const show = Effect.fnUntraced(function*(
+export const show = (
   options: Options
-): Effect.fn.Return<never, never, HttpClient.HttpClient | Stdio.Stdio | Terminal.Terminal> {
-  const terminal = yield* Terminal.Terminal
-  const stdio = yield* Stdio.Stdio
-  if (!(yield* stdio.stdoutIsTerminal)) return yield* Effect.never
-  const noColor = yield* Effect.orElseSucceed(Effect.option(Config.NonEmptyString("NO_COLOR")), Option.none)
-  const rates = new table.Rates()
-  const screen = new table.Screen()
-  const print = (text: string) => Effect.ignore(terminal.display(text))
-  const draw = Effect.fnUntraced(function*(lines: (options: table.Options) => ReadonlyArray<string>) {
-    const columns = yield* terminal.columns
-    const rows = yield* terminal.rows
-    yield* print(screen.frame(lines({
-      columns: Math.max(20, columns - 1),
-      rows: Math.max(3, rows - 1),
-      colors: Option.isNone(noColor)
-    })))
-  })
-  return yield* looks(options).pipe(
-    Stream.runForEach((queues) =>
-      Effect.flatMap(Clock.currentTimeMillis, (at) => {
-        const rows = rates.read(at, queues.map(toRow))
-        return draw((options) => table.render(rows, options))
-      })
-    ),
-    // It may have stopped, and will be there again.
-    Effect.andThen(Effect.fail(new Problem({ message: `${options.url} has closed the connection.` }))),
-    Effect.tapError(({ message }) => draw(({ columns }) => [table.printable(message, columns), "Trying again…"])),
-    Effect.retry(retry),
-    Effect.orDie,
-    Effect.ensuring(print(screen.end))
-  )
-})
+): Effect.Effect<never, never, HttpClient.HttpClient | Stdio.Stdio | Terminal.Terminal> =>
+  Effect.scoped(Effect.gen(function*() {
+    const { draw, isTerminal, say } = yield* screen.make
+    if (!isTerminal) return yield* Effect.never
+    const closed = new Problem({ message: `${options.url} has closed the connection.` })
+    yield* looks(options).pipe(
+      // It may have stopped, and will be there again.
+      Stream.concat(Stream.fail(closed)),
+      Stream.tapError(({ message }) => say([message, "Trying again…"])),
+      Stream.retry(again),
+      Stream.runForEach((queues) => draw(queues.map(toReading))),
+      Effect.orDie
+    )
+    return yield* Effect.never
+  }))
 
 /** As `show`, or one table. */
-export const watch = Effect.fnUntraced(function*(
+export const watch = (
   { once, ...options }: Options & { readonly once: boolean }
-): Effect.fn.Return<void, Problem, HttpClient.HttpClient | Stdio.Stdio | Terminal.Terminal> {
-  const stdio = yield* Stdio.Stdio
-  if (!once && (yield* stdio.stdoutIsTerminal)) return yield* show(options)
-  const terminal = yield* Terminal.Terminal
-  const queues = yield* Stream.runHead(looks(options))
-  const rows = new table.Rates().read(0, Option.getOrElse(queues, () => []).map(toRow))
-  const lines = table.render(rows, { columns: Number.MAX_SAFE_INTEGER, rows: Number.MAX_SAFE_INTEGER, colors: false })
-  yield* Effect.ignore(terminal.display(lines.map((line) => `${line}\n`).join("")))
-})
+): Effect.Effect<void, Problem, HttpClient.HttpClient | Stdio.Stdio | Terminal.Terminal> =>
+  Effect.scoped(Effect.gen(function*() {
+    const { isTerminal, print } = yield* screen.make
+    if (isTerminal && !once) return yield* show(options)
+    const queues = yield* Stream.runHead(looks(options))
+    yield* print(Option.getOrElse(queues, () => []).map(toReading), true)
+  }))

@@ -3,15 +3,12 @@
  *
  * @since 0.1.0
  */
-import * as Clock from "effect/Clock"
-import * as Config from "effect/Config"
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Option from "effect/Option"
-import * as Stdio from "effect/Stdio"
-import * as Terminal from "effect/Terminal"
-import * as table from "./internal/table.ts"
+import type * as Stdio from "effect/Stdio"
+import type * as Terminal from "effect/Terminal"
+import * as screen from "./internal/screen.ts"
 import * as QueueManager from "./QueueManager.ts"
 
 /**
@@ -27,7 +24,7 @@ export interface Options {
   readonly lines?: Duration.Input | undefined
 }
 
-const toRow = (info: QueueManager.QueueInfo): Omit<table.Row, "perSecond"> => ({
+const toReading = (info: QueueManager.QueueInfo): screen.Reading => ({
   modelId: info.modelId,
   state: info.state,
   depth: info.depth + info.suspended,
@@ -68,36 +65,17 @@ export const show = Effect.fnUntraced(function*(
   { interval = "250 millis", lines }: Options = {}
 ): Effect.fn.Return<never, never, QueueManager.QueueManager | Stdio.Stdio | Terminal.Terminal> {
   const manager = yield* QueueManager.QueueManager
-  const terminal = yield* Terminal.Terminal
-  const stdio = yield* Stdio.Stdio
-  const isTerminal = yield* stdio.stdoutIsTerminal
-  if (!isTerminal && lines === undefined) return yield* Effect.never
-  const noColor = yield* Effect.orElseSucceed(Effect.option(Config.NonEmptyString("NO_COLOR")), Option.none)
-  const rates = new table.Rates()
-  const screen = new table.Screen()
-  const print = (text: string) => Effect.ignore(terminal.display(text))
-
-  const draw = Effect.gen(function*() {
-    const at = yield* Clock.currentTimeMillis
-    const infos = yield* manager.getAllQueuesInfo
-    const rows = rates.read(at, Array.from(infos.values(), toRow))
-    if (!isTerminal) {
-      const plain = table.render(rows, { columns: Number.MAX_SAFE_INTEGER, rows: 100, colors: false })
-      return yield* print(plain.slice(1).map((line) => `${line}\n`).join(""))
-    }
-    const columns = yield* terminal.columns
-    const height = yield* terminal.rows
-    yield* print(screen.frame(table.render(rows, {
-      // The last column of a line may wrap it.
-      columns: Math.max(20, columns - 1),
-      rows: Math.max(3, height - 1),
-      colors: Option.isNone(noColor)
-    })))
-  })
-
-  return yield* Effect.forever(Effect.andThen(draw, Effect.sleep(isTerminal ? interval : lines!))).pipe(
-    Effect.ensuring(isTerminal ? Effect.andThen(draw, print(screen.end)) : Effect.void)
-  )
+  const readings = Effect.map(manager.getAllQueuesInfo, (infos) => Array.from(infos.values(), toReading))
+  return yield* Effect.scoped(Effect.gen(function*() {
+    const { draw, isTerminal, print } = yield* screen.make
+    const every = isTerminal ? interval : lines
+    if (every === undefined) return yield* Effect.never
+    const once = Effect.flatMap(readings, (queues) => isTerminal ? draw(queues) : print(queues, false))
+    return yield* Effect.forever(Effect.andThen(once, Effect.sleep(every))).pipe(
+      // As it was at the end.
+      Effect.ensuring(isTerminal ? once : Effect.void)
+    )
+  }))
 })
 
 /**

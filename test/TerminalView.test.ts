@@ -1,8 +1,10 @@
 import { assert, describe, it } from "@effect/vitest"
-import { ConfigProvider, Deferred, Effect, Fiber, Layer, Queue, Stdio, Terminal } from "effect"
+import { Clock, ConfigProvider, Deferred, Effect, Fiber, Layer, Queue, Stdio, Terminal } from "effect"
 import { ModelConfig, QueueManager, RateLimiter } from "effect-llm-queue"
 import * as TerminalView from "effect-llm-queue/TerminalView"
+import { HttpClient, HttpClientError, HttpClientResponse } from "effect/http"
 import { TestClock } from "effect/testing"
+import * as view from "../cli/view.ts"
 import * as table from "../src/internal/table.ts"
 
 const row = (modelId: string, more: Partial<table.Row> = {}): table.Row => ({
@@ -68,11 +70,25 @@ describe("a table of queues", () => {
     assert.notMatch(line!, /[\u0000-\u001f]/)
   })
 
+  it("knows what is wide, and what takes no room", () => {
+    const queues = [row("漢字のモデル名".repeat(9), { depth: 1 }), row("é".normalize("NFD").repeat(5)), row("🚀 x")]
+    const lines = table.render(queues, { ...plain, columns: 79 })
+    assert.strictEqual(lines[1]!.slice(0, 19), "漢字のモデル名漢字のモデル名漢…  o")
+    // All of them have the numbers in the same columns: a wide one has fewer characters, a mark more.
+    const at = lines.map((line) => line.search(/open|STATE/))
+    assert.deepStrictEqual(at, [33, 33 - 15, 33 + 5, 33])
+    for (const columns of [20, 21, 30, 31]) {
+      const [, line] = table.render(queues, { ...plain, columns })
+      const taken = Array.from(line!).reduce((sum, character) => sum + (/[\u3000-\u9fff]/.test(character) ? 2 : 1), 0)
+      assert.isAtMost(taken, columns)
+    }
+  })
+
   it("is drawn over the one before", () => {
-    const screen = new table.Screen()
-    assert.strictEqual(screen.frame(["a", "b"]), "\u001b[?25l\ra\u001b[K\nb\u001b[K\n\u001b[J")
-    assert.strictEqual(screen.frame(["c"]), "\u001b[?25l\u001b[2A\rc\u001b[K\n\u001b[J")
-    assert.strictEqual(screen.frame([]), "\u001b[?25l\u001b[1A\r\u001b[J")
+    const frames = new table.Frames()
+    assert.strictEqual(frames.next(["a", "b"]), "\u001b[?25l\ra\u001b[K\nb\u001b[K\n\u001b[J")
+    assert.strictEqual(frames.next(["c"]), "\u001b[?25l\u001b[2A\rc\u001b[K\n\u001b[J")
+    assert.strictEqual(frames.next([]), "\u001b[?25l\u001b[1A\r\u001b[J")
   })
 
   it("has the throughput of the last three seconds", () => {
@@ -173,5 +189,48 @@ describe("TerminalView", () => {
       yield* Fiber.interrupt(lines)
       yield* Deferred.succeed(go, undefined)
     }).pipe(Effect.provide(Layer.merge(Manager, layer)))
+  })
+})
+
+describe("the command", () => {
+  const message = JSON.stringify({
+    at: 0,
+    complete: true,
+    waits: null,
+    queues: [],
+    removed: [],
+    failures: [],
+    events: []
+  })
+
+  it.effect("looks again soon when the server is away, and every five seconds later on; anew once it has answered", () => {
+    const { layer, printed } = terminal(true)
+    const asked: Array<number> = []
+    let isThere = false
+    const client = HttpClient.make((request) =>
+      Effect.gen(function*() {
+        asked.push((yield* Clock.currentTimeMillis) / 1000)
+        if (!isThere) {
+          return yield* new HttpClientError.HttpClientError({
+            reason: new HttpClientError.TransportError({ request, cause: "away" })
+          })
+        }
+        const headers = { "content-type": "text/event-stream" }
+        return HttpClientResponse.fromWeb(request, new Response(`data: ${message}\n\n`, { headers }))
+      })
+    )
+    return Effect.gen(function*() {
+      const fiber = yield* Effect.forkChild(view.show({ url: "http://localhost", token: undefined }))
+      yield* TestClock.adjust("30 seconds")
+      assert.deepStrictEqual(asked, [0, 0.5, 1.5, 3.5, 7.5, 12.5, 17.5, 22.5, 27.5])
+      assert.include(printed.at(-1), "Trying again…")
+      // It answers and hangs up, again and again.
+      isThere = true
+      asked.length = 0
+      yield* TestClock.adjust("6 seconds")
+      assert.deepStrictEqual(asked.slice(0, 5), [32.5, 33, 33.5, 34, 34.5])
+      yield* Fiber.interrupt(fiber)
+      assert.strictEqual(printed.at(-1), "\u001b[?25h")
+    }).pipe(Effect.provide(layer), Effect.provideService(HttpClient.HttpClient, client))
   })
 })

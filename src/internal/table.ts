@@ -36,10 +36,35 @@ const number = (value: number): string => value < 10_000 ? String(Math.round(val
 const rate = (perSecond: number): string =>
   perSecond < 0.05 ? "0" : perSecond < 10 ? perSecond.toFixed(1) : number(perSecond)
 
+/** What takes two columns: scripts of East Asia, and pictures. */
+const wide =
+  /[\u1100-\u115f\u2e80-\u303e\u3041-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\uffe0-\uffe6\u{20000}-\u{3fffd}]|\p{Emoji_Presentation}/u
+const marks = /^\p{M}$/u
+
+const widthOf = (character: string): number => marks.test(character) ? 0 : wide.test(character) ? 2 : 1
+
+const columnsOf = (text: string): number => {
+  let columns = 0
+  for (const character of text) columns += widthOf(character)
+  return columns
+}
+
+/** As much of a text as has room. */
+const cut = (text: string, columns: number): string => {
+  let left = columns
+  let part = ""
+  for (const character of text) {
+    left -= widthOf(character)
+    if (left < 0) break
+    part += character
+  }
+  return part
+}
+
 /** Ids are strangers' texts: what would move the cursor, color the screen or ring a bell is not shown. */
-export const printable = (text: string, width: number): string => {
-  const safe = Array.from(text.replaceAll(/[\p{C}\p{Zl}\p{Zp}]/gu, "�"))
-  return safe.length <= width ? safe.join("") : `${safe.slice(0, width - 1).join("")}…`
+export const printable = (text: string, columns: number): string => {
+  const safe = text.replaceAll(/[\p{C}\p{Zl}\p{Zp}]/gu, "�")
+  return columnsOf(safe) <= columns ? safe : `${cut(safe, columns - 1)}…`
 }
 
 const codes = { bold: 1, dim: 2, red: 31, green: 32, yellow: 33, blue: 34 }
@@ -54,8 +79,9 @@ const line = (pieces: ReadonlyArray<Piece>, { colors, columns }: Options): strin
   let left = columns
   let text = ""
   for (const piece of pieces) {
-    const part = Array.from(piece.text).slice(0, left).join("")
-    left -= Array.from(part).length
+    const part = cut(piece.text, left)
+    // Nothing behind what has no room.
+    left = part.length < piece.text.length ? 0 : left - columnsOf(part)
     text += colors && piece.color !== undefined && part !== "" ? `\u001b[${codes[piece.color]}m${part}\u001b[0m` : part
   }
   return text.trimEnd()
@@ -82,13 +108,13 @@ export const render = (queues: ReadonlyArray<Row>, options: Options): ReadonlyAr
     ? queues
     : queues.toSorted((a, b) => b.depth + b.running - (a.depth + a.running)).slice(0, most)
   const names = shown.map(({ modelId }) => printable(modelId, widest))
-  const width = names.reduce((width, name) => Math.max(width, Array.from(name).length), "MODEL".length)
+  const width = names.reduce((width, name) => Math.max(width, columnsOf(name)), "MODEL".length)
   const head = `${"MODEL".padEnd(width)}  STATE      WAITING  RUNNING     DONE    /S   FAILED  LIMITS`
   const lines = [line([{ text: head, color: "dim" }], options)]
   for (const [index, queue] of shown.entries()) {
     const name = names[index]!
     lines.push(line([
-      { text: name + " ".repeat(width - Array.from(name).length), color: "bold" },
+      { text: name + " ".repeat(width - columnsOf(name)), color: "bold" },
       { text: "  " },
       { text: printable(queue.state, 9).padEnd(9), color: states[queue.state] ?? "yellow" },
       { text: number(queue.depth).padStart(9) },
@@ -105,11 +131,11 @@ export const render = (queues: ReadonlyArray<Row>, options: Options): ReadonlyAr
   return lines
 }
 
-/** Draws lines over those that were drawn before. */
-export class Screen {
+/** Lines that are drawn over those that were drawn before. */
+export class Frames {
   private height = 0
 
-  frame(lines: ReadonlyArray<string>): string {
+  next(lines: ReadonlyArray<string>): string {
     const back = this.height === 0 ? "" : `\u001b[${this.height}A`
     this.height = lines.length
     return `\u001b[?25l${back}\r${lines.map((line) => `${line}\u001b[K\n`).join("")}\u001b[J`
