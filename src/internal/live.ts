@@ -11,74 +11,21 @@ import type * as Api from "../Api.ts"
 import type * as QueueManager from "../QueueManager.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
 import * as observer from "./observer.ts"
+import { History, RecentEvents, RecentWaits, type Waits } from "./recent.ts"
 
 type Queue = typeof Api.Queue.Type
-type Event = typeof Api.Event.Type
-type Sample = typeof Api.Sample.Type
-type Waits = NonNullable<Queue["waits"]>
 
 export interface Options {
   readonly interval: Duration.Duration
   readonly maxStreams: number
   readonly toQueue: (info: QueueManager.QueueInfo, waits: Waits | null) => Queue
-  readonly toEvent: (response: QueueResponse.QueueResponse<unknown, unknown>) => Event
+  readonly toEvent: (response: QueueResponse.QueueResponse<unknown, unknown>) => typeof Api.Event.Type
 }
 
-const historyMillis = 5000
-/** A quarter of an hour. */
-const historySize = 180
-/** Of the waits of an interval so many are kept: its last ones. */
-const waitsSize = 256
-/** How many events are kept, and how many of one interval. */
-const recentSize = 100
-const recentAtOnce = 25
-/** How many queues are read before others have their turn. */
+const historyStep = Duration.seconds(5)
+/** How many queues are read before others have their turn, and for how long they are waited for. */
 const readAtOnce = 50
-
-/** The waits of requests that were dispatched in an interval. */
-class RecentWaits {
-  private readonly values: Array<number> = []
-  private count = 0
-
-  add(millis: number): void {
-    this.values[this.count++ % waitsSize] = millis
-  }
-
-  take(): Waits | null {
-    if (this.count === 0) return null
-    const sorted = this.values.toSorted((a, b) => a - b)
-    const at = (part: number) => sorted[Math.ceil(part * sorted.length) - 1]!
-    const waits = { count: this.count, p50Millis: at(0.5), p95Millis: at(0.95) }
-    this.values.length = this.count = 0
-    return waits
-  }
-}
-
-/** The newest ones, and those that have come since they were last taken. */
-class Recent {
-  private readonly kept: Array<Event> = []
-  private fresh: Array<Event> = []
-
-  get hasRoom(): boolean {
-    return this.fresh.length < recentAtOnce
-  }
-
-  add(event: Event): void {
-    this.fresh.push(event)
-    this.kept.push(event)
-    if (this.kept.length > recentSize) this.kept.shift()
-  }
-
-  get all(): ReadonlyArray<Event> {
-    return this.kept
-  }
-
-  take(): ReadonlyArray<Event> {
-    const fresh = this.fresh
-    this.fresh = []
-    return fresh
-  }
-}
+const patience = Duration.seconds(2)
 
 interface Counts {
   readonly at: number
@@ -86,41 +33,14 @@ interface Counts {
   readonly failed: number
 }
 
-/** How a queue, or all together, was, at steps of five seconds. Nothing is kept of one at which nothing has happened. */
-class History {
-  readonly waits = new RecentWaits()
-  private readonly samples: Array<Sample> = []
-  private last: Counts | undefined
-
-  add(at: number, { completed, depth, failed, running }: Omit<Counts, "at"> & Pick<Queue, "depth" | "running">): void {
-    const { last } = this
-    this.last = { at, completed, failed }
-    const waits = this.waits.take()
-    if (last === undefined || at <= last.at) return
-    const perSecond = (now: number, before: number) => Math.max(0, now - before) / ((at - last.at) / 1000)
-    const sample = {
-      at,
-      depth,
-      running,
-      completedPerSecond: perSecond(completed, last.completed),
-      failedPerSecond: perSecond(failed, last.failed),
-      waitP50Millis: waits?.p50Millis ?? null,
-      waitP95Millis: waits?.p95Millis ?? null
-    }
-    const isIdle = depth === 0 && running === 0 && completed === last.completed && failed === last.failed
-    if (isIdle && this.samples.length === 0) return
-    this.samples.push(sample)
-    if (this.samples.length > historySize) this.samples.shift()
-  }
-
-  get all(): ReadonlyArray<Sample> {
-    return this.samples
-  }
-}
-
 interface Watched {
+  /** Since the last picture, and what that said of them. */
   readonly waits: RecentWaits
+  shown: Waits | null
   readonly history: History
+  /** At the last step of the history. */
+  counts: Counts | undefined
+  /** As it was told last. */
   json: string
 }
 
@@ -142,31 +62,31 @@ const message = (
 ): Uint8Array => encoder.encode(`data: ${JSON.stringify(head).slice(0, -1)},"queues":[${queues.join(",")}]}\n\n`)
 
 export interface Live {
-  /** Of requests dispatched in the last interval that somebody looked at. */
+  /** Of requests dispatched in the last interval; `null` while nobody looks. */
   readonly waits: (modelId: string) => Waits | null
   /** The parts of a stream of server-sent events; `None` when there are too many readers. */
   readonly stream: Effect.Effect<Option.Option<Stream.Stream<Uint8Array>>>
   /** Another stream that counts as one of them. */
   readonly counted: <A>(stream: Stream.Stream<A>) => Option.Option<Stream.Stream<A>>
   /** Of all queues together without a model's id. */
-  readonly history: (modelId: string | undefined) => ReadonlyArray<Sample>
+  readonly history: (modelId: string | undefined) => ReadonlyArray<typeof Api.Sample.Type>
 }
 
 export const make = Effect.fnUntraced(function*(
   manager: QueueManager.QueueManager["Service"],
   { interval, maxStreams, toEvent, toQueue }: Options
 ): Effect.fn.Return<Live, never, Scope.Scope> {
+  const clock = yield* Clock.Clock
   const watched = new Map<string, Watched>()
   const total = new History()
   const totalWaits = new RecentWaits()
-  const failures = new Recent()
-  const events = new Recent()
-  const lastWaits = new Map<string, Waits>()
-  const lock = Semaphore.makeUnsafe(1)
+  const failures = new RecentEvents()
+  const events = new RecentEvents()
+  const taking = Semaphore.makeUnsafe(1)
+  /** Models that have gone since the last picture. */
   let removed: Array<string> = []
   let streams = 0
   let lookers = 0
-  let historyAt = Number.NEGATIVE_INFINITY
   let picture: Picture = {
     at: Number.NEGATIVE_INFINITY,
     version: 0,
@@ -175,30 +95,31 @@ export const make = Effect.fnUntraced(function*(
     next: Deferred.makeUnsafe()
   }
 
-  const watch = (modelId: string): Watched => {
+  const watch = (modelId: string, counts?: Counts): Watched => {
     let found = watched.get(modelId)
     if (found === undefined) {
-      found = { waits: new RecentWaits(), history: new History(), json: "" }
+      found = { waits: new RecentWaits(), shown: null, history: new History(), counts, json: "" }
       watched.set(modelId, found)
     }
     return found
   }
 
   const forget = (modelId: string): void => {
-    if (!watched.delete(modelId)) return
-    lastWaits.delete(modelId)
-    removed.push(modelId)
+    if (watched.delete(modelId)) removed.push(modelId)
   }
 
+  /** Whether the queues that open are those that were there before. */
+  let isBefore = true
   yield* observer.observe(manager, {
     open: ({ modelId, responseTo }) => {
-      const { history, waits } = watch(modelId)
+      const counts = isBefore ? undefined : { at: clock.currentTimeMillisUnsafe(), completed: 0, failed: 0 }
+      const { history, waits } = watch(modelId, counts)
       const ignored = () => {}
       return {
         dispatched: (request, waited) => {
-          waits.add(waited)
           history.waits.add(waited)
           total.waits.add(waited)
+          waits.add(waited)
           totalWaits.add(waited)
           if (events.hasRoom) events.add(toEvent(responseTo(request)))
         },
@@ -218,85 +139,111 @@ export const make = Effect.fnUntraced(function*(
       }
     }
   })
+  isBefore = false
+
+  /** Reads every queue, some at a time. One whose limiter does not answer is left out. */
+  const read = (each: (info: QueueManager.QueueInfo) => void) =>
+    Effect.gen(function*() {
+      const ids = yield* manager.getRegisteredModels
+      for (let from = 0; from < ids.length; from += readAtOnce) {
+        if (from > 0) yield* Effect.yieldNow
+        yield* Effect.forEach(
+          ids.slice(from, from + readAtOnce),
+          (modelId) => Effect.map(Effect.option(manager.getQueueInfo(modelId)), Option.map(each)),
+          { concurrency: "unbounded", discard: true }
+        ).pipe(Effect.timeoutOption(patience))
+      }
+      // A manager that is not observed does not say when its queues close.
+      if (watched.size > ids.length) {
+        const there = new Set(ids)
+        for (const modelId of watched.keys()) if (!there.has(modelId)) forget(modelId)
+      }
+      // A span for each reading of each queue would tell nobody anything.
+    }).pipe(Effect.withTracerEnabled(false))
+
+  /** A step of the history. */
+  const sample = Effect.gen(function*() {
+    const at = yield* Clock.currentTimeMillis
+    const sum = { at, depth: 0, running: 0, completedPerSecond: 0, failedPerSecond: 0 }
+    yield* read(({ completed, depth, failed, modelId, running }) => {
+      const mine = watch(modelId)
+      const before = mine.counts
+      mine.counts = { at, completed, failed }
+      const seconds = before === undefined ? 0 : (at - before.at) / 1000
+      const perSecond = (count: number, then: number | undefined) =>
+        then === undefined || seconds <= 0 ? 0 : Math.max(0, count - then) / seconds
+      const one = {
+        at,
+        depth,
+        running,
+        completedPerSecond: perSecond(completed, before?.completed),
+        failedPerSecond: perSecond(failed, before?.failed)
+      }
+      mine.history.add(one)
+      sum.depth += depth
+      sum.running += running
+      sum.completedPerSecond += one.completedPerSecond
+      sum.failedPerSecond += one.failedPerSecond
+    })
+    total.add(sum)
+  })
 
   /**
-   * Reads every queue, some at a time, and makes what those who look are sent. Who does that may leave before it is done:
-   * what was read counts as told only with the others.
+   * Makes what those who look are sent. Who does that may leave before it is done: what was read counts as told only with
+   * the others.
    */
-  const take = Effect.gen(function*() {
+  const take = taking.withPermit(Effect.gen(function*() {
     const at = yield* Clock.currentTimeMillis
-    const isHistory = Math.abs(at - historyAt) >= historyMillis
-    if (lookers === 0) {
-      failures.take()
-      events.take()
-      if (!isHistory) return
-    }
-    if (isHistory) historyAt = at
-    const ids = yield* manager.getRegisteredModels
     const changed = new Map<string, { readonly of: Watched; readonly json: string }>()
-    const sum = { completed: 0, depth: 0, failed: 0, running: 0 }
-    for (const [index, modelId] of ids.entries()) {
-      if (index % readAtOnce === readAtOnce - 1) yield* Effect.yieldNow
-      const info = yield* Effect.option(manager.getQueueInfo(modelId))
-      if (Option.isNone(info)) continue
-      const { completed, depth, failed, running } = info.value
-      sum.completed += completed
-      sum.depth += depth
-      sum.failed += failed
-      sum.running += running
-      const mine = watch(modelId)
-      if (isHistory) mine.history.add(at, info.value)
-      if (lookers === 0) continue
-      const waits = mine.waits.take()
-      if (waits === null) lastWaits.delete(modelId)
-      else lastWaits.set(modelId, waits)
-      const json = JSON.stringify(toQueue(info.value, waits))
-      if (json !== mine.json) changed.set(modelId, { of: mine, json })
-    }
-    // A manager that is not observed does not say when its queues close.
-    if (watched.size > ids.length) {
-      const there = new Set(ids)
-      for (const modelId of watched.keys()) if (!there.has(modelId)) forget(modelId)
-    }
-    if (isHistory) total.add(at, sum)
-    if (lookers === 0) return
-    const gone = removed.filter((modelId) => !watched.has(modelId))
-    removed = []
+    yield* read((info) => {
+      const mine = watch(info.modelId)
+      mine.shown = mine.waits.take()
+      const json = JSON.stringify(toQueue(info, mine.shown))
+      if (json !== mine.json) changed.set(info.modelId, { of: mine, json })
+    })
     for (const [modelId, { json, of }] of changed) {
       // It may have gone meanwhile, or be another one by now.
       if (watched.get(modelId) === of) of.json = json
       else changed.delete(modelId)
     }
     const waits = totalWaits.take()
-    const changes = message({
-      at,
-      complete: false,
-      waits,
-      removed: gone,
-      failures: failures.take(),
-      events: events.take()
-    }, Array.from(changed.values(), ({ json }) => json))
+    const head = { at, complete: false, waits, removed: removed.filter((modelId) => !watched.has(modelId)) }
+    removed = []
+    const changes = message(
+      { ...head, failures: failures.take(), events: events.take() },
+      Array.from(changed.values(), ({ json }) => json)
+    )
+    // What has happened by now: what comes later is told with what changes next.
+    const known = { failures: failures.all, events: events.all }
     let all: Uint8Array | undefined
-    const before = picture.next
+    const { next, version } = picture
     picture = {
       at,
-      version: picture.version + 1,
+      version: version + 1,
       changes,
       all: () =>
         all ??= message(
-          { at, complete: true, waits, removed: [], failures: failures.all, events: events.all },
+          { ...head, ...known, complete: true, removed: [] },
           Array.from(watched.values(), ({ json }) => json).filter((json) => json !== "")
         ),
       next: Deferred.makeUnsafe()
     }
-    Deferred.doneUnsafe(before, Effect.void)
-  }).pipe(
-    (taking) => lock.withPermit(taking),
-    // A span for each reading of each queue would tell nobody anything.
-    Effect.withTracerEnabled(false)
-  )
+    Deferred.doneUnsafe(next, Effect.void)
+  }))
 
-  yield* Effect.forkScoped(Effect.forever(Effect.andThen(take, Effect.sleep(interval))), { startImmediately: true })
+  /** Nobody looks: who comes next is told everything anew. */
+  const rest = Effect.sync(() => {
+    failures.take()
+    events.take()
+    removed = []
+    picture = { ...picture, at: Number.NEGATIVE_INFINITY }
+  })
+
+  const repeatedly = (effect: Effect.Effect<void>, every: Duration.Duration) =>
+    Effect.forkScoped(Effect.forever(Effect.andThen(effect, Effect.sleep(every))), { startImmediately: true })
+
+  yield* repeatedly(sample, historyStep)
+  yield* repeatedly(Effect.suspend(() => lookers === 0 ? rest : take), interval)
 
   const counted: Live["counted"] = (stream) =>
     streams >= maxStreams ? Option.none() : Option.some(Stream.unwrap(
@@ -317,20 +264,26 @@ export const make = Effect.fnUntraced(function*(
       return [seen === version - 1 && seen > 0 ? changes : all(), version] as const
     }))
 
+  const come = Effect.sync(() => {
+    if (lookers++ > 0) return
+    // Those of the time when nobody looked are not of now.
+    totalWaits.take()
+    for (const mine of watched.values()) {
+      mine.waits.take()
+      mine.shown = null
+    }
+  })
+
   const look = Stream.unwrap(
-    Effect.acquireRelease(
-      Effect.sync(() => lookers++),
-      () => Effect.sync(() => lookers--)
-    ).pipe(
+    Effect.acquireRelease(come, () => Effect.sync(() => lookers--)).pipe(
       Effect.andThen(Clock.currentTimeMillis),
-      // The picture may be an old one, or none.
       Effect.flatMap((now) => Math.abs(now - picture.at) < Duration.toMillis(interval) ? Effect.void : take),
       Effect.as(pictures)
     )
   )
 
   return {
-    waits: (modelId) => lastWaits.get(modelId) ?? null,
+    waits: (modelId) => lookers === 0 ? null : watched.get(modelId)?.shown ?? null,
     stream: Effect.sync(() => counted(look)),
     counted,
     history: (modelId) => (modelId === undefined ? total : watched.get(modelId)?.history)?.all ?? []

@@ -224,13 +224,13 @@ describe("what those who look see", () => {
         yield* manager.submit(models[0]!, 1)
         // The picture may be an old one, so that another one is taken for who comes now, and leaves before it is there.
         const { leave } = yield* look()
-        yield* TestClock.adjust(choose.int(0, 1000))
+        yield* TestClock.adjust(choose.int(0, 1400))
         yield* Effect.forkChild(leave)
         yield* TestClock.adjust("10 seconds")
         const told = seen.flatMap(({ queues }) => queues.filter(({ modelId }) => modelId === "0"))
         assert.strictEqual(told.at(-1)!.completed, i)
       }
-    }).pipe(slowly("20 millis"), Effect.provide(Manager)))
+    }).pipe(slowly("700 millis"), Effect.provide(Manager)))
 
   it.effect("has nothing that goes while it is taken", () =>
     Effect.gen(function*() {
@@ -258,6 +258,108 @@ describe("what those who look see", () => {
       }
       assert.deepStrictEqual([...known], ["b"])
     }).pipe(Effect.provide(Manager)))
+
+  it.effect("has nothing that went while nobody looked, however soon somebody comes", () =>
+    Effect.gen(function*() {
+      const { look, manager } = yield* make()
+      const [A, B] = [model("a"), model("b")]
+      yield* manager.registerQueue(A, processor)
+      yield* manager.registerQueue(B, processor)
+      yield* TestClock.adjust("500 millis")
+      const { leave } = yield* look()
+      yield* leave
+      yield* TestClock.adjust("200 millis")
+      yield* manager.unregisterQueue(A)
+      yield* TestClock.adjust("500 millis")
+      const { seen } = yield* look()
+      assert.deepStrictEqual(ids(seen[0]), ["b"])
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("has each event once, whenever somebody comes", () =>
+    Effect.gen(function*() {
+      const { look, manager } = yield* make()
+      const A = ModelConfig.makeUntyped<number, string, string>("a", { rateLimiters: "unlimited" })
+      yield* manager.registerQueue(A, processor)
+      const first = yield* look()
+      for (let i = 0; i < 3; i++) {
+        yield* Effect.exit(manager.submit(A, -1))
+        yield* TestClock.adjust("500 millis")
+        const { leave, seen } = yield* look()
+        yield* TestClock.adjust("500 millis")
+        yield* leave
+        for (const kind of ["events", "failures"] as const) {
+          const told = (messages: ReadonlyArray<Message>) =>
+            messages.flatMap((message) => message[kind].map(({ requestId, status }) => `${requestId} ${status}`))
+          assert.deepStrictEqual(told(seen), told(first.seen))
+        }
+      }
+      assert.strictEqual(first.seen.flatMap(({ failures }) => failures).length, 3)
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("has waits of now, and none while nobody looks", () =>
+    Effect.gen(function*() {
+      const { live, look, manager } = yield* make()
+      const A = model("a")
+      yield* manager.registerQueue(A, processor)
+      yield* manager.submit(A, 1)
+      yield* TestClock.adjust("1 hour")
+      const { leave, seen } = yield* look()
+      assert.deepStrictEqual([seen[0]!.waits, seen[0]!.queues[0]!.waits], [null, null])
+      yield* manager.submit(A, 1)
+      yield* TestClock.adjust("1 second")
+      assert.strictEqual(seen[1]!.waits!.count, 1)
+      assert.strictEqual(live.waits("a")!.count, 1)
+      yield* leave
+      assert.isNull(live.waits("a"))
+      yield* TestClock.adjust("1 minute")
+      yield* manager.submit(A, 1)
+      const again = yield* look()
+      yield* TestClock.adjust("3 seconds")
+      assert.deepStrictEqual(again.seen.map(({ waits }) => waits), [null, null, null, null])
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("has the throughput of all, also of those that come and go, in steps of five seconds", () =>
+    Effect.gen(function*() {
+      const { live, manager } = yield* make({ interval: Duration.minutes(1) })
+      const free = (id: string) => ModelConfig.makeUntyped<number, string, string>(id, { rateLimiters: "unlimited" })
+      const [A, B] = [free("a"), free("b")]
+      const submit = (of: typeof A, count: number) =>
+        Effect.forEach(Array.from({ length: count }), () => manager.submit(of, 1), { discard: true })
+      yield* TestClock.adjust("1 second")
+      yield* manager.registerQueue(A, processor)
+      yield* submit(A, 100)
+      yield* TestClock.adjust("4 seconds")
+      yield* manager.registerQueue(B, processor)
+      yield* manager.unregisterQueue(A)
+      yield* submit(B, 50)
+      yield* TestClock.adjust("5 seconds")
+      const rates = (id?: string) => live.history(id).map(({ completedPerSecond }) => Math.round(completedPerSecond))
+      // A was there for four of the five seconds, and B for all of them.
+      assert.deepStrictEqual([rates(), rates("b"), rates("a")], [[25, 10], [10], []])
+    }).pipe(Effect.provide(Manager)))
+
+  it.effect("does not wait for queues that do not say how they are", () =>
+    Effect.gen(function*() {
+      const { live, look, manager } = yield* make()
+      const A = model("a")
+      yield* manager.registerQueue(A, processor)
+      yield* manager.registerQueue(model("silent"), processor)
+      const { seen } = yield* look()
+      yield* manager.submit(A, 1)
+      yield* TestClock.adjust("10 seconds")
+      yield* manager.submit(A, 1)
+      yield* TestClock.adjust("20 seconds")
+      assert.deepStrictEqual(ids(seen[0]), ["a"])
+      assert.isTrue(seen.some(({ complete, queues }) => !complete && queues[0]?.completed === 2))
+      assert.isAbove(live.history(undefined).length, 0)
+    }).pipe(
+      Effect.updateService(QueueManager.QueueManager, (manager) => ({
+        ...manager,
+        getQueueInfo: (model: ModelConfig.Any | string) =>
+          model === "silent" ? Effect.never : manager.getQueueInfo(model)
+      })),
+      Effect.provide(Manager)
+    ))
 
   it.effect("leaves no spans", () =>
     Effect.gen(function*() {
@@ -321,14 +423,19 @@ describe("what those who look see", () => {
           const { live, manager } = yield* make({ maxStreams: 100 })
           const models = Array.from({ length: 6 }, (_, index) => model(`${seed} ${index}`, "3 seconds"))
           const registered = new Set<string>()
+          let problem: string | undefined
           /** Puts together what it is told. */
           const begin = Effect.gen(function*() {
             const stream = yield* live.stream
             const known = new Map<string, number>()
+            let events: ReadonlyArray<string> = []
             const slowness = choose.pick([0, 0, 1500, 4000])
             const fiber = yield* Effect.forkChild(
               Stream.runForEach(Option.getOrThrow(stream), (bytes) => {
-                const { complete, queues, removed } = read(bytes)
+                const { complete, events: told, queues, removed } = read(bytes)
+                const names = told.map(({ attempts, requestId, status }) => `${requestId} ${status} ${attempts}`)
+                events = complete ? names : [...events, ...names]
+                if (new Set(events).size < events.length) problem ??= `seed ${seed}: told twice: ${events.join(", ")}`
                 if (complete) known.clear()
                 for (const modelId of removed) known.delete(modelId)
                 for (const { completed, modelId } of queues) known.set(modelId, completed)
@@ -366,6 +473,7 @@ describe("what those who look see", () => {
             const there = new Map(Array.from(infos.values(), ({ completed, modelId }) => [modelId, completed]))
             for (const { known } of readers) assert.deepStrictEqual(known, there, `seed ${seed}, step ${step}`)
           }
+          assert.isUndefined(problem)
           for (const { fiber } of readers) yield* Fiber.interrupt(fiber)
         }).pipe(Effect.scoped, seed % 2 === 0 ? slowly("100 millis") : (self) => self)
       }
