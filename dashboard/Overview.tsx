@@ -1,7 +1,7 @@
 import { useMemo, useRef, useState } from "preact/hooks"
 import { Charts } from "./Charts.tsx"
 import * as format from "./format.ts"
-import { Events, linkTo, Meter, State } from "./parts.tsx"
+import { Events, Fact, linkTo, Meter, State } from "./parts.tsx"
 import { type Point, type Row, type Store, used } from "./store.ts"
 
 const pageSize = 50
@@ -156,13 +156,6 @@ const Models = ({ rows }: { readonly rows: ReadonlyMap<string, Row> }) => {
   )
 }
 
-const Tile = ({ name, value }: { readonly name: string; readonly value: string }) => (
-  <div class="tile">
-    <dt>{name}</dt>
-    <dd>{value}</dd>
-  </div>
-)
-
 export const Overview = ({ store, theme }: { readonly store: Store; readonly theme: string }) => {
   const last = store.total.at(-1)
   // Of one second they would hop.
@@ -173,12 +166,12 @@ export const Overview = ({ store, theme }: { readonly store: Store; readonly the
     <>
       <h1 class="unseen">All models</h1>
       <dl class="tiles">
-        <Tile name="Models" value={format.count(store.rows.size)} />
-        <Tile name="Waiting" value={format.count(last?.depth ?? 0)} />
-        <Tile name="Running" value={format.count(last?.running ?? 0)} />
-        <Tile name="Completed / s" value={format.rate(mean(({ completed }) => completed))} />
-        <Tile name="Failed / s" value={format.rate(mean(({ failed }) => failed))} />
-        <Tile name="Wait p95" value={last?.p95 == null ? "–" : format.duration(last.p95)} />
+        <Fact name="Models">{format.count(store.rows.size)}</Fact>
+        <Fact name="Waiting">{format.count(last?.depth ?? 0)}</Fact>
+        <Fact name="Running">{format.count(last?.running ?? 0)}</Fact>
+        <Fact name="Completed / s">{format.rate(mean(({ completed }) => completed))}</Fact>
+        <Fact name="Failed / s">{format.rate(mean(({ failed }) => failed))}</Fact>
+        <Fact name="Wait p95">{last?.p95 == null ? "–" : format.duration(last.p95)}</Fact>
       </dl>
       <Charts points={store.total} theme={theme} />
       <Models rows={store.rows} />

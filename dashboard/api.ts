@@ -1,5 +1,6 @@
 /** The API that the page is served beside. Everything that comes from it is text of strangers: it is only ever shown. */
 import type * as Api from "../src/Api.ts"
+import { period } from "./format.ts"
 
 export type Queue = typeof Api.Queue.Type
 export type Limit = typeof Api.Limit.Type
@@ -72,25 +73,53 @@ export const requests = (modelId: string): Promise<ReadonlyArray<ActiveRequest>>
 export const deadLetters = (modelId: string): Promise<ReadonlyArray<DeadLetter>> =>
   get(`${queue(modelId)}/dead-letters`)
 
-const post = async <A>(path: string, body?: unknown, method = "POST"): Promise<A | undefined> => {
+const post = async <A = void>(path: string, body?: unknown, method = "POST"): Promise<A> => {
   const response = await send(path, { method, ...(body === undefined ? {} : { body }) })
-  return response.status === 204 ? undefined : response.json() as Promise<A>
+  // What answers with nothing is asked for nothing.
+  return (response.status === 204 ? undefined : await response.json()) as A
 }
 
+/** What an operator does. Each says what has come of it. */
 export const act = {
-  pause: (modelId: string) => post(`${queue(modelId)}/pause`),
-  resume: (modelId: string) => post(`${queue(modelId)}/resume`),
-  drain: (modelId: string) => post(`${queue(modelId)}/drain`),
-  cancel: (modelId: string, filter: { readonly ids?: ReadonlyArray<string>; readonly status?: "pending" }) =>
-    post<{ readonly cancelled: number }>(`${queue(modelId)}/cancel`, filter),
-  changePriority: (modelId: string, requestId: string, priority: number) =>
-    post(`${queue(modelId)}/requests/${encodeURIComponent(requestId)}/priority`, { priority }),
-  changeLimit: (modelId: string, { periodMillis, type }: Limit, limit: number) =>
-    post(`${queue(modelId)}/limits`, { type, limit, ...(periodMillis === null ? {} : { periodMillis }) }, "PATCH"),
-  resubmit: (modelId: string, requestId: string) =>
-    post(`${queue(modelId)}/dead-letters/${encodeURIComponent(requestId)}/resubmit`),
-  removeDeadLetters: (modelId: string) =>
-    post<{ readonly removed: number }>(`${queue(modelId)}/dead-letters/remove`, {})
+  pause: async (modelId: string) => {
+    await post(`${queue(modelId)}/pause`)
+    return `${modelId} is paused.`
+  },
+  resume: async (modelId: string) => {
+    await post(`${queue(modelId)}/resume`)
+    return `${modelId} goes on.`
+  },
+  drain: async (modelId: string) => {
+    await post(`${queue(modelId)}/drain`)
+    return `${modelId} takes no more requests.`
+  },
+  cancel: async (modelId: string, requestId: string) => {
+    const { cancelled } = await post<{ readonly cancelled: number }>(`${queue(modelId)}/cancel`, { ids: [requestId] })
+    return cancelled === 0 ? `${requestId} had ended before.` : `${requestId} is cancelled.`
+  },
+  cancelWaiting: async (modelId: string) => {
+    const { cancelled } = await post<{ readonly cancelled: number }>(`${queue(modelId)}/cancel`, { status: "pending" })
+    return `Of what waited for ${modelId}, ${cancelled} are cancelled.`
+  },
+  changePriority: async (modelId: string, requestId: string, priority: number) => {
+    const path = `${queue(modelId)}/requests/${encodeURIComponent(requestId)}/priority`
+    const { changed } = await post<{ readonly changed: boolean }>(path, { priority })
+    return changed ? `${requestId} has another priority.` : `${requestId} does not wait any more.`
+  },
+  changeLimit: async (modelId: string, { periodMillis, type }: Limit, limit: number) => {
+    const change = { type, limit, ...(periodMillis === null ? {} : { periodMillis }) }
+    await post(`${queue(modelId)}/limits`, change, "PATCH")
+    return `${type} ${period(periodMillis)} is ${limit} now.`
+  },
+  resubmit: async (modelId: string, requestId: string) => {
+    const path = `${queue(modelId)}/dead-letters/${encodeURIComponent(requestId)}/resubmit`
+    const { requestId: next } = await post<{ readonly requestId: string }>(path)
+    return `${requestId} is submitted again, as ${next}.`
+  },
+  removeDeadLetters: async (modelId: string) => {
+    const { removed } = await post<{ readonly removed: number }>(`${queue(modelId)}/dead-letters/remove`, {})
+    return `${removed} dead letters are removed.`
+  }
 }
 
 /** Reads the live stream until it ends or fails. The first thing that comes is all that there is. */

@@ -3,8 +3,9 @@ import { render } from "preact"
 import { useEffect, useReducer, useState } from "preact/hooks"
 import "uplot/dist/uPlot.min.css"
 import * as api from "./api.ts"
-import { type Act, ModelView } from "./Model.tsx"
+import { ModelView } from "./Model.tsx"
 import { Overview } from "./Overview.tsx"
+import type { Act } from "./parts.tsx"
 import { type Connection, Store } from "./store.ts"
 import "./style.css"
 
@@ -101,6 +102,8 @@ const App = ({ store }: { readonly store: Store }) => {
     const moved = () => {
       setHash(location.hash)
       window.scrollTo(0, 0)
+      // The link that was followed is gone: who hears the page goes on at its new content.
+      document.getElementById("content")!.focus({ preventScroll: true })
     }
     addEventListener("hashchange", moved)
     return () => removeEventListener("hashchange", moved)
@@ -111,9 +114,9 @@ const App = ({ store }: { readonly store: Store }) => {
     return () => clearTimeout(timer)
   }, [told])
 
-  const act: Act = (what, action) => {
+  const act: Act = (action) => {
     action().then(
-      () => setTold({ text: what, isBad: false }),
+      (text) => setTold({ text, isBad: false }),
       (error) => setTold({ text: error instanceof Error ? error.message : String(error), isBad: true })
     ).finally(() => setChanges((changes) => changes + 1))
   }

@@ -5,19 +5,14 @@ import type { Event, Limit, Queue } from "./api.ts"
 import * as format from "./format.ts"
 import { used } from "./store.ts"
 
-export const linkTo = (modelId: string): string => `#/model/${encodeURIComponent(modelId)}`
+/** Does something, and says what has come of it: what the action itself says, or why it failed. */
+export type Act = (action: () => Promise<string>) => void
 
-const states: Record<Queue["state"], string> = {
-  open: "open",
-  paused: "paused",
-  draining: "draining",
-  closing: "closing",
-  closed: "closed"
-}
+export const linkTo = (modelId: string): string => `#/model/${encodeURIComponent(modelId)}`
 
 export const State = ({ queue: { provider, state } }: { readonly queue: Queue }) => (
   <>
-    <span class={`pill ${state}`}>{states[state]}</span>
+    <span class={`pill ${state}`}>{state}</span>
     {provider !== null && provider.state !== "available" && (
       <span class="pill bad">
         {provider.state === "quotaExhausted" ? "quota used up" : `provider ${provider.state}`}
@@ -47,6 +42,13 @@ export const Meter = ({ limit, name }: { readonly limit: Limit; readonly name: s
     </span>
   )
 }
+
+export const Fact = ({ children, name }: { readonly name: string; readonly children: ComponentChildren }) => (
+  <div>
+    <dt>{name}</dt>
+    <dd>{children}</dd>
+  </div>
+)
 
 export const Failure = ({ error }: { readonly error: Event["error"] }) =>
   error === null ? <>–</> : (

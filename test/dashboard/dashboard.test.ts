@@ -6,7 +6,8 @@ import { Deferred, Effect, Exit, Layer, Redacted, Scope } from "effect"
 import { ModelConfig, ProviderProfile, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import * as Dashboard from "effect-llm-queue/Dashboard"
 import { HttpRouter, HttpServer } from "effect/http"
-import { createServer } from "node:http"
+import { createServer, type Server } from "node:http"
+import type { AddressInfo } from "node:net"
 import type { Page } from "playwright-core"
 import { Browser, hasBrowser, open, type Seen } from "./browser.ts"
 
@@ -154,6 +155,7 @@ describe.runIf(hasBrowser)("the dashboard", () => {
         yield* told("third has another priority.")
         assert.strictEqual((yield* manager.getRequests(Model, { ids: ["third"] }))[0]!.priority, 600)
         yield* step(() => button("Cancel second").click())
+        yield* confirm("Cancel it")
         yield* told("second is cancelled.")
         assert.strictEqual((yield* manager.getStatus(Model, "second")).status, "cancelled")
 
@@ -163,7 +165,7 @@ describe.runIf(hasBrowser)("the dashboard", () => {
         assert.strictEqual((yield* manager.getQueueInfo(Model)).depth, 2)
         yield* step(() => button("Cancel all that wait").click())
         yield* confirm("Cancel them")
-        yield* told("All that waited for gpt-4 is cancelled.")
+        yield* told("Of what waited for gpt-4, 2 are cancelled.")
         assert.deepInclude(yield* manager.getQueueInfo(Model), { depth: 0, running: 1 })
 
         yield* Deferred.succeed(go, undefined)
@@ -173,11 +175,11 @@ describe.runIf(hasBrowser)("the dashboard", () => {
         const letter = page.locator("table.letters").getByRole("row", { name: /broken/ })
         assert.include(yield* step(() => letter.textContent()), "Error")
         yield* step(() => button("Submit again: broken").click())
-        yield* told("broken is submitted again.")
+        yield* told("broken is submitted again, as req_")
         assert.strictEqual((yield* manager.deadLetters(Model)).length, 1)
         yield* step(() => button("Remove all").click())
         yield* confirm("Remove")
-        yield* told("The dead letters are removed.")
+        yield* told("1 dead letters are removed.")
         assert.strictEqual((yield* manager.deadLetters(Model)).length, 0)
 
         yield* step(() => button("Drain").click())
@@ -189,6 +191,19 @@ describe.runIf(hasBrowser)("the dashboard", () => {
         assert.strictEqual(yield* state, "open")
         assert.notInclude(yield* step(() => page.content()), "a secret")
         isClean(seen, yield* origin)
+      }).pipe(Effect.scoped, Effect.provide(serve({ token: Redacted.make(token), actions: true }))), timeout)
+
+    it.effect("says when there was nothing to be done", () =>
+      Effect.gen(function*() {
+        const { go, manager, Model, submit } = yield* slow("gpt-4")
+        const { page } = yield* open(`${yield* dashboard}#/model/gpt-4`)
+        yield* signIn(page)
+        for (const id of ["runs", "waits"]) yield* submit(id)
+        yield* step(() => page.getByRole("button", { name: "Change the priority of waits" }).click())
+        yield* Deferred.succeed(go, undefined)
+        yield* manager.awaitCompletion(Model, "waits")
+        yield* step(() => page.getByRole("dialog").getByRole("button", { name: "Change" }).click())
+        yield* step(() => page.getByText("waits does not wait any more.").waitFor())
       }).pipe(Effect.scoped, Effect.provide(serve({ token: Redacted.make(token), actions: true }))), timeout)
 
     it.effect("shows hostile texts as the texts that they are", () =>
@@ -212,6 +227,7 @@ describe.runIf(hasBrowser)("the dashboard", () => {
         yield* step(() => page.locator("table.letters tbody tr").first().waitFor())
         // An action reaches the one that it is about.
         yield* step(() => page.getByRole("button", { name: `Cancel ${hostile}`, exact: true }).click())
+        yield* step(() => page.getByRole("dialog").getByRole("button", { name: "Cancel it" }).click())
         yield* step(() => page.getByText(`${hostile} is cancelled.`).waitFor())
         yield* step(() => page.reload())
         yield* step(() => page.getByRole("heading", { name: hostile, level: 1, exact: true }).waitFor())
@@ -249,11 +265,23 @@ describe.runIf(hasBrowser)("the dashboard", () => {
         const response = yield* step(() => page.request.get(url))
         assert.include(response.headers()["content-security-policy"], "frame-ancestors 'none'")
         assert.strictEqual(response.headers()["cache-control"], "no-store")
-        // From another place.
-        const asked = yield* step(() =>
-          page.evaluate("fetch('https://example.com').then(() => 'answered', () => 'refused')")
+        // Another place, which would answer anybody.
+        let asked = 0
+        const other = yield* Effect.acquireRelease(
+          Effect.callback<Server>((resume) => {
+            const server = createServer((_, response) => {
+              asked++
+              response.setHeader("access-control-allow-origin", "*")
+              response.end()
+            }).listen(0, "127.0.0.1", () => resume(Effect.succeed(server)))
+          }),
+          (server) => Effect.sync(() => server.close())
         )
-        assert.strictEqual(asked, "refused")
+        const { port } = other.address() as AddressInfo
+        const answer = yield* step(() =>
+          page.evaluate(`fetch("http://127.0.0.1:${port}").then(() => "answered", () => "refused")`)
+        )
+        assert.deepStrictEqual([answer, asked], ["refused", 0])
       }).pipe(Effect.scoped, Effect.provide(serve({}))), timeout)
 
     it.effect("is for who has the token, as long as the tab is there", () =>
