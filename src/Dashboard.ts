@@ -5,15 +5,9 @@
  *
  * @since 0.1.0
  */
-import type * as FileSystem from "effect/FileSystem"
-import type * as Etag from "effect/http/Etag"
-import type * as HttpPlatform from "effect/http/HttpPlatform"
-import type * as HttpRouter from "effect/http/HttpRouter"
 import * as Layer from "effect/Layer"
-import type * as Path from "effect/Path"
 import * as Api from "./Api.ts"
 import * as page from "./internal/dashboard/page.ts"
-import type * as QueueManager from "./QueueManager.ts"
 
 /**
  * Options of the dashboard: those of its API.
@@ -59,13 +53,5 @@ export type Options = Api.Options
  * @category layers
  * @since 0.1.0
  */
-export const layer = (options: Options = {}): Layer.Layer<
-  never,
-  never,
-  | Etag.Generator
-  | FileSystem.FileSystem
-  | HttpPlatform.HttpPlatform
-  | HttpRouter.HttpRouter
-  | Path.Path
-  | QueueManager.QueueManager
-> => Layer.merge(page.layer, Api.layer(options))
+export const layer = (options: Options = {}): ReturnType<typeof Api.layer> =>
+  Layer.merge(page.layer, Api.layer(options))

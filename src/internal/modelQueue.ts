@@ -55,9 +55,9 @@ import {
 import { estimate, type Estimated, largestShare, tooLarge } from "./estimate.ts"
 import { Heap } from "./heap.ts"
 import { charge, countsTokens, failsWhenExceeded, isAboutConcurrency } from "./limitState.ts"
+import * as listing from "./listing.ts"
 import { immediately } from "./memoryLimiter.ts"
 import type { Observers, QueueObserver, Reason } from "./observer.ts"
-import * as order from "./order.ts"
 import { failureHeaders } from "./provider/classify.ts"
 import { ProviderGate } from "./providerGate.ts"
 import * as requestContext from "./requestContext.ts"
@@ -295,6 +295,7 @@ export const make = Effect.fnUntraced(function*(
   let isPaused = false
   let isEmptying = false
   const emptied = new Set<Emptying>()
+  const contents: listing.Contents = { modelId, suspended, waiting, nested, delayed, running, scheduler, now }
   const letters = new DeadLetters(modelId, config.letterCount, config.letterAge, now, (at) => due(at))
   /** Whether the dispatcher has to look again, and whether it does so anyway before it waits. */
   let woken = false
@@ -1777,63 +1778,10 @@ export const make = Effect.fnUntraced(function*(
       }))
   })
 
-  /** Those that have not ended and are meant, what is being processed first. */
-  const meantBy = (filter: QueueManager.RequestFilter): Array<Entry> | QueueError.InvalidRequest => {
-    const matches = settings.requestFilter(filter)
-    if (typeof matches !== "function") {
-      return new QueueError.InvalidRequest({ modelId, requestId: "", problems: matches })
-    }
-    const at = now()
-    const meant: Array<Entry> = []
-    // There may be very many, so one description and one function serve them all.
-    let entry: Entry
-    const described: settings.Described = { id: "", tenant: "", labels: {}, headStart: 0, status: "pending", age: 0 }
-    const responseTo = () => response(entry, at)
-    try {
-      // Somebody else's function may change the lists.
-      const held = filter.where === undefined ? [suspended, waiting] : [Array.from(suspended), Array.from(waiting)]
-      for (const list of [Array.from(running), ...held]) {
-        for (entry of list) {
-          if (entry.outcome !== undefined) continue
-          described.id = entry.id
-          described.tenant = entry.tenant
-          described.labels = entry.request!.labels
-          described.headStart = entry.headStart
-          described.status = entry.state === "dispatched" ? "processing" : "pending"
-          described.age = at - entry.submittedAt
-          if (matches(described, responseTo)) meant.push(entry)
-        }
-      }
-    } catch (error) {
-      const problems = [`filter.where: threw ${settings.show(error)}`]
-      return new QueueError.InvalidRequest({ modelId, requestId: "", problems })
-    }
-    return meant
-  }
-
-  /**
-   * Those that a list begins with if it is of all, or of all with a status, without going through all that wait; as long
-   * as they are all in order.
-   */
-  const firstOnes = (filter: QueueManager.RequestFilter, most: number): Array<Entry> | undefined => {
-    if (typeof settings.requestFilter(filter) !== "function") return undefined
-    const { status, ...others } = filter
-    if (Object.values(others).some((condition) => condition !== undefined)) return undefined
-    if (scheduler.count + delayed.size + nested.size !== waiting.size) return undefined
-    const pending = status === "processing" ? [] : [
-      ...suspended,
-      ...nested,
-      ...delayed.values(),
-
-      ...scheduler.earliest(most)
-    ]
-    return [...(status === "pending" ? [] : running), ...pending].filter(({ outcome }) => outcome === undefined)
-  }
-
   const cancelAll = (filter: QueueManager.RequestFilter) =>
     Effect.suspend(() => {
       // Else what is being processed would hear that what it waits for was cancelled, and go on: it is first.
-      const meant = meantBy(filter)
+      const meant = listing.meant(contents, filter)
       if (!Array.isArray(meant)) return Effect.fail(meant)
       // One may cancel another that it waits for, which counts all the same.
       for (const entry of meant) cancelEntry(entry)
@@ -1842,19 +1790,10 @@ export const make = Effect.fnUntraced(function*(
 
   const list: ModelQueue["list"] = (filter, limit) =>
     Effect.suspend(() => {
-      const problems: Array<string> = []
-      const most = settings.whole("limit", limit, 100, problems)
-      const firsts = problems.length > 0 ? undefined : firstOnes(filter, most)
-      const meant = problems.length > 0
-        ? new QueueError.InvalidRequest({ modelId, requestId: "", problems })
-        : firsts ?? meantBy(filter)
-      if (!Array.isArray(meant)) return Effect.fail(meant)
+      const found = listing.list(contents, filter, limit)
+      if ("_tag" in found) return Effect.fail(found)
+      const { ahead, listed } = found
       const at = now()
-      const listed = order.first(meant, most)
-      const pending = listed.filter(({ state }) => state !== "dispatched")
-      // Of all that wait, all that go before one of the list are in it.
-      const accepted = firsts === undefined ? waiting : pending.filter(({ state }) => state === "waiting")
-      const ahead = order.before(pending, accepted)
       const usedPart = expectedUse()
       return Effect.forEach(listed, (entry) => {
         const before = ahead.get(entry)
