@@ -84,7 +84,7 @@ describe.runIf(hasBrowser)("the dashboard", () => {
   layer(Browser.layer, { excludeTestServices: true, timeout })((it) => {
     it.effect("shows what happens while it happens", () =>
       Effect.gen(function*() {
-        const { go, submit } = yield* slow("gpt-4")
+        const { go, manager, submit } = yield* slow("gpt-4")
         const seen = yield* open(yield* dashboard)
         const { page } = seen
         yield* isLive(page)
@@ -115,6 +115,10 @@ describe.runIf(hasBrowser)("the dashboard", () => {
         // What it was asked and has answered is on no page.
         assert.notInclude(yield* step(() => page.content()), "a secret")
         assert.strictEqual(yield* step(() => page.getByRole("button", { name: "Pause" }).count()), 0)
+        yield* step(() => page.goBack())
+        yield* step(() => row.first().waitFor())
+        yield* manager.unregisterQueue("gpt-4")
+        yield* step(() => row.first().waitFor({ state: "detached" }))
         isClean(seen, yield* origin)
       }).pipe(Effect.scoped, Effect.provide(serve({}))), timeout)
 
