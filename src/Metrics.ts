@@ -52,7 +52,7 @@ export const names = {
   llm_queue_processing_seconds: "Time of the last attempt, by outcome",
   llm_queue_first_element_seconds: "Time from the beginning of an attempt to the first element of its stream",
   llm_queue_blocked_seconds_total:
-    "Time that the first request in order was kept back, by reason: a type of limit, provider or paused",
+    "Time that the first request in order was kept back, by reason: a type of limit, provider, paused or unavailable",
   llm_queue_reserved_tokens_total: "Tokens that were estimated, by direction: input or output",
   llm_queue_used_tokens_total:
     "Tokens that were reported as used, by direction: input, cached (of the input) or output",

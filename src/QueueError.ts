@@ -57,6 +57,55 @@ export class ModelAlreadyRegistered
 }
 
 /**
+ * Other processes share the limits of the model, and have other ones: with both, nobody would know which hold. End the
+ * others, or let the newest win (`onConflict: "replace"` of `effect-llm-queue/Redis`).
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class LimitConflict extends Schema.TaggedError<LimitConflict>("effect-llm-queue/LimitConflict")(
+  "LimitConflict",
+  {
+    modelId: Schema.String,
+    /** The limits of this registration, as JSON. */
+    ours: Schema.String,
+    /** Those that the others have. */
+    theirs: Schema.String,
+    /** How many others there are. */
+    processes: Schema.Finite
+  }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = true
+  override get message() {
+    return `${this.processes} other ${this.processes === 1 ? "process shares" : "processes share"} the limits of model `
+      + `${JSON.stringify(this.modelId)} and ${
+        this.processes === 1 ? "has" : "have"
+      } other ones: ${this.theirs}, and not `
+      + `${this.ours}. Give them the same limits, or let the newest win with onConflict: "replace".`
+  }
+}
+
+/**
+ * The store that holds the state of a queue, or of its limits, cannot be reached.
+ *
+ * @category errors
+ * @since 0.1.0
+ */
+export class QueueUnavailable extends Schema.TaggedError<QueueUnavailable>("effect-llm-queue/QueueUnavailable")(
+  "QueueUnavailable",
+  { modelId: Schema.String, requestId: Schema.UndefinedOr(Schema.String), reason: Schema.String }
+) {
+  readonly [TypeId] = TypeId
+  readonly isRetryable = true
+  override get message() {
+    return `The shared limits of model ${JSON.stringify(this.modelId)} cannot be reached`
+      + `${this.requestId === undefined ? "" : `, so request ${this.requestId} cannot be let in`}: ${this.reason}. `
+      + "Is the server up, and its address right? Try again later."
+  }
+}
+
+/**
  * A model's configuration cannot work. `problems` names every problem found, not only the first.
  *
  * @category errors
@@ -457,7 +506,12 @@ export class RequestNotFound extends Schema.TaggedError<RequestNotFound>("effect
  * @category models
  * @since 0.1.0
  */
-export type RegisterError = InvalidConfiguration | ModelAlreadyRegistered | QueueShutdown
+export type RegisterError =
+  | InvalidConfiguration
+  | ModelAlreadyRegistered
+  | QueueShutdown
+  | LimitConflict
+  | QueueUnavailable
 
 /**
  * What can keep a request from being accepted.
@@ -476,6 +530,7 @@ export type AcceptError =
   | QueueDraining
   | QuotaExhausted
   | ProviderUnavailable
+  | QueueUnavailable
   | QueueTimeout
 
 /**

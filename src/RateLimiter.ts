@@ -10,7 +10,9 @@ import * as Context from "effect/Context"
 import type * as Duration from "effect/Duration"
 import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import type * as Stream from "effect/Stream"
 import * as memory from "./internal/memoryLimiter.ts"
+import type * as QueueError from "./QueueError.ts"
 
 /**
  * What a limit counts.
@@ -488,6 +490,12 @@ export type Admission =
   }
   /** All other limits would let it through, and a budget that does not wait has less left. */
   | { readonly _tag: "Exceeded"; readonly excess: Excess }
+  /** The limiter cannot be reached, and will tell by its `changes` when it can. */
+  | {
+    readonly _tag: "Unavailable"
+    /** Why the request is to fail; `undefined` when it is to wait. */
+    readonly reason: string | undefined
+  }
 
 /**
  * The answer to a usage report. `alreadySettled`: a report was taken before, and this one changed nothing.
@@ -554,6 +562,28 @@ export interface Tenants {
 }
 
 /**
+ * A request that asks to be admitted.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export interface Candidate extends AdmitOptions {
+  readonly cost: Cost
+}
+
+/**
+ * What others did to a limit that several processes share.
+ *
+ * @category models
+ * @since 0.1.0
+ */
+export type Change =
+  /** Something may fit that did not before. */
+  | { readonly _tag: "Freed" }
+  /** There are other limits from now on. */
+  | { readonly _tag: "LimitsChanged"; readonly limits: ReadonlyArray<Limit> }
+
+/**
  * The limiter of one model: all of its limits, decided in one step.
  *
  * @category models
@@ -565,6 +595,13 @@ export interface Limiter {
    * already holds: the concurrency limit is not asked.
    */
   readonly admit: (cost: Cost, permit: boolean, options?: AdmitOptions) => Effect.Effect<Admission>
+  /**
+   * The same for several requests, each on a permit of its own, as if they were asked for one after the other: the answers
+   * of those that are admitted, and of the first that is not. For limiters that are far away.
+   */
+  readonly admitAll?: ((candidates: ReadonlyArray<Candidate>) => Effect.Effect<ReadonlyArray<Admission>>) | undefined
+  /** What others did, for a limiter that is shared. */
+  readonly changes?: Stream.Stream<Change> | undefined
   /**
    * Milliseconds until all windows fit a request behind others, if nothing but time passes. With a `returnedPart` of 1
    * no admission is possible before. `Infinity` when no passing of time allows it.
@@ -612,7 +649,11 @@ export const RateLimiter = Context.Reference<{
     modelId: string,
     limits: ReadonlyArray<Limit>,
     tenants?: Tenants
-  ) => Effect.Effect<Limiter, never, Scope.Scope>
+  ) => Effect.Effect<
+    Limiter,
+    QueueError.InvalidConfiguration | QueueError.LimitConflict | QueueError.QueueUnavailable,
+    Scope.Scope
+  >
 }>("effect-llm-queue/RateLimiter", {
   defaultValue: () => ({ make: (_modelId, limits, tenants) => memory.make(limits, tenants) })
 })

@@ -94,18 +94,25 @@ export type Carry = (own: Charged | undefined, source: Charged | undefined, now:
 /** Sums of what was sent up to a time, for as long as a response may take; older ones are let go. */
 class Sent {
   readonly resolution: number
+  private readonly isShared: boolean
   private readonly times: Array<number> = []
   private readonly sums: Array<number> = []
   total = 0
   /** What was sent before the first that is still known. */
   private gone = 0
 
-  constructor(resolution: number) {
+  constructor(resolution: number, isShared: boolean) {
     this.resolution = resolution
+    this.isShared = isShared
   }
 
   add(now: number, amount: number): void {
-    this.total += amount
+    this.reach(now, this.total + amount)
+  }
+
+  /** So much has been sent by now, by others too. */
+  reach(now: number, total: number): void {
+    this.total = total
     const last = this.times.length - 1
     if (last >= 0 && now - this.times[last]! < this.resolution) {
       this.sums[last] = this.total
@@ -120,7 +127,10 @@ class Sent {
     this.sums.push(this.total)
   }
 
-  /** What was sent by then, or a little later: as late as the first that is still known. */
+  /**
+   * What was sent by then, or a little later: as late as the first that is still known, and, where others send too, as
+   * the next time that they were heard of.
+   */
   until(at: number): number {
     let low = 0
     let high = this.times.length
@@ -129,6 +139,7 @@ class Sent {
       if (this.times[middle]! <= at) low = middle + 1
       else high = middle
     }
+    if (this.isShared) return low < this.times.length ? this.sums[low]! : this.total
     return low === 0 ? this.gone : this.sums[low - 1]!
   }
 }
@@ -220,11 +231,17 @@ export class LimitState {
   private more = 0
   private leastMore = Number.POSITIVE_INFINITY
 
-  constructor(limit: RateLimiter.Limit, wall: () => number, now: number, random: () => number) {
+  constructor(
+    limit: RateLimiter.Limit,
+    wall: () => number,
+    now: number,
+    random: () => number,
+    meter: meters.LimitMeter = meters.make(limit, wall, now)
+  ) {
     this.limit = limit
-    this.meter = meters.make(limit, wall, now)
+    this.meter = meter
     this.period = limit.timePeriod!
-    this.sent = new Sent(Math.max(1, limit.margin / 4))
+    this.sent = new Sent(Math.max(1, limit.margin / 4), meter.shared !== undefined)
     this.random = random
     this.wall = wall
     this.cold = limit.coldStart
@@ -380,6 +397,35 @@ export class LimitState {
     return this.meter.used(now) + this.held
   }
 
+  /** Whether the next request has to be answered before another one goes. */
+  get goesAlone(): boolean {
+    return this.awaitsProbe
+  }
+
+  /** How long the provider has asked to send nothing. */
+  pausedFor(now: number): number {
+    return Math.max(0, this.pausedUntil - now)
+  }
+
+  /** What all who share the limit have done by now, and know about it. */
+  heard(
+    { isWarm, lowered, pausedFor, sent }: {
+      readonly sent: number
+      readonly lowered: number
+      readonly pausedFor: number
+      readonly isWarm: boolean
+    },
+    now: number
+  ): void {
+    this.sent.reach(now, sent)
+    this.lowered = lowered
+    if (pausedFor > 0) this.pausedUntil = Math.max(this.pausedUntil, now + pausedFor)
+    if (isWarm && this.cold) {
+      this.cold = false
+      this.awaitsProbe = this.awaitsProbe && this.backoffs > 0
+    }
+  }
+
   /** Whether nothing would be lost if it was forgotten. */
   isIdle(now: number): boolean {
     const nothing = this.limit.type === "budget" ? this.limit.limit * moneyTolerance : 1e-6
@@ -390,7 +436,9 @@ export class LimitState {
     const { mayShrink, sent } = this
     if (mayShrink) this.unsettled += amount
     const isDated = this.limit.chargedAt === "dispatch"
-    sent.add(now, amount)
+    const { shared } = this.meter
+    if (shared === undefined) sent.add(now, amount)
+    else sent.reach(now, shared.sent)
     const charged: Charged = {
       amount,
       counted: undefined,
@@ -409,7 +457,7 @@ export class LimitState {
     this.meter.send(charged, now)
     if (isDated) this.meter.date(charged, now)
     else this.held += amount
-    charged.expected = this.available(now) - this.held
+    charged.expected = shared?.available ?? this.available(now) - this.held
     charged.capacity = this.meter.capacity
     if (this.awaitsProbe) {
       this.awaitsProbe = false

@@ -19,6 +19,7 @@ import * as Queue from "effect/Queue"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
+import * as Stream from "effect/Stream"
 import * as Tracer from "effect/Tracer"
 import type * as ModelConfig from "../ModelConfig.ts"
 import * as ProviderProfile from "../ProviderProfile.ts"
@@ -220,6 +221,9 @@ const looksBehind = 8
  * it has answered, nothing interrupts.
  */
 const admissionsAtOnce = 1024
+
+/** How many requests a limiter that takes time is asked for at once. */
+const asksAtOnce = 64
 
 /** The shortest sleep, in milliseconds: any clock moves on by it, whatever the rounding of its readings. */
 const resolution = 0.001
@@ -1402,6 +1406,14 @@ export const make = Effect.fnUntraced(function*(
     if (entry.trace !== undefined) entry.trace.waitedFor = by
   }
 
+  /** The limiter cannot be reached: it tells when it can. A request that is not to wait for that fails. */
+  const awaitReturn = (entry: Entry, failure: string | undefined): number => {
+    keptBack(entry, "unavailable")
+    if (failure === undefined) return Number.POSITIVE_INFINITY
+    fail(entry, new QueueError.QueueUnavailable({ modelId, requestId: entry.id, reason: failure }))
+    return 0
+  }
+
   /** Whether only the tenant of a request is kept back. */
   const isHeld = ({ scope }: Blocked): boolean => scope !== undefined && scope !== "model"
 
@@ -1424,6 +1436,7 @@ export const make = Effect.fnUntraced(function*(
         least = Math.min(least, admission.wait)
         continue
       }
+      if (admission._tag === "Unavailable") return least
       first.passed++
       yield* useOrGiveBack(entry, admission.reservation)
       return 0
@@ -1468,6 +1481,7 @@ export const make = Effect.fnUntraced(function*(
         fail(entry, budgetExceeded(entry, admission.excess))
         return { wait: 0, isFinal: true }
       }
+      if (admission._tag === "Unavailable") return { wait: awaitReturn(entry, admission.reason), isFinal: true }
       if (admission.wait === Number.POSITIVE_INFINITY && onlyWaitersRun()) {
         const { by } = admission
         const limit = [...config.limits, ...config.limitsOf(entry.tenant)].find((limit) => limit.type === by)
@@ -1514,6 +1528,7 @@ export const make = Effect.fnUntraced(function*(
       fail(head, budgetExceeded(head, admission.excess))
       return 0
     }
+    if (admission._tag === "Unavailable") return awaitReturn(head, admission.reason)
     keptBack(head, admission.by)
     if (!isHeld(admission)) return yield* pass(head, admission)
     // The requests of its tenant wait, and hold back nobody else.
@@ -1521,6 +1536,28 @@ export const make = Effect.fnUntraced(function*(
       scheduler.hold(head, now() + admission.wait, admission.scope === "tenant" ? "itself" : "others", changes)
     }
     return 0
+  }
+
+  /** How many requests the provider takes now, of those that a limiter may be asked for at once. */
+  const mostAtOnce = (at: number): number => {
+    if (limiter.admitAll === undefined) return 1
+    const most = Math.min(asksAtOnce, scheduler.count)
+    if (gate === undefined) return most
+    let count = 1
+    while (count < most && gate.wait(at, running.size + count) <= 0) count++
+    return count
+  }
+
+  /** Asks for the first one in order, and for those behind it if they can be asked for together. Answers for the last. */
+  const admitHeads = function*(head: Entry, at: number): Step<readonly [Entry, RateLimiter.Admission]> {
+    const heads = mostAtOnce(at) > 1 ? scheduler.next(mostAtOnce(at)) : []
+    if (heads.length < 2 || heads[0] !== head) return [head, yield* waitFor(limiter.admit(head.cost, true, head))]
+    const admissions = yield* waitFor(limiter.admitAll!(heads))
+    for (let i = 0; i < admissions.length - 1; i++) {
+      const admission = admissions[i]!
+      if (admission._tag === "Admitted") yield* useOrGiveBack(heads[i]!, admission.reservation)
+    }
+    return [heads[admissions.length - 1]!, admissions.at(-1)!]
   }
 
   /**
@@ -1550,14 +1587,15 @@ export const make = Effect.fnUntraced(function*(
           wait = Math.min(wait, gateWait)
         } else if (head !== undefined) {
           const { changes } = scheduler
-          const admission = immediate === undefined
-            ? yield* waitFor(limiter.admit(head.cost, true, head))
-            : immediate.admit(head.cost, true, head, at)
+          let entry = head
+          let admission: RateLimiter.Admission
+          if (immediate === undefined) [entry, admission] = yield* admitHeads(head, at)
+          else admission = immediate.admit(head.cost, true, head, at)
           if (admission._tag === "Admitted") {
-            if (!use(head, admission.reservation)) yield* waitFor(limiter.giveBack(admission.reservation, true))
+            if (!use(entry, admission.reservation)) yield* waitFor(limiter.giveBack(admission.reservation, true))
             continue
           }
-          wait = Math.min(wait, yield* otherwise(head, admission, changes))
+          wait = Math.min(wait, yield* otherwise(entry, admission, changes))
         }
       }
       wait = Math.min(wait, delay)
@@ -1696,6 +1734,13 @@ export const make = Effect.fnUntraced(function*(
     scheduler.releaseAll()
     wake()
     for (const [entry, error] of refused) if (entry.state !== "dispatched") fail(entry, error)
+  }
+
+  /** What others did to limits that are shared. */
+  const heard = (change: RateLimiter.Change): void => {
+    if (change._tag === "LimitsChanged") return adoptLimits(change.limits)
+    scheduler.releaseAll()
+    wake()
   }
 
   /** One at a time: a limiter that is far away must not end up with other limits than the queue. */
@@ -1982,6 +2027,9 @@ export const make = Effect.fnUntraced(function*(
     }
   )
   yield* Effect.forkIn(supervised(dispatcher), scope, { startImmediately: true })
+  if (limiter.changes !== undefined) {
+    yield* Effect.forkIn(Stream.runForEach(limiter.changes, (change) => Effect.sync(() => heard(change))), scope)
+  }
   yield* Effect.forkDetach(supervised(housekeeper), { startImmediately: true })
   return queue
 })

@@ -36,7 +36,7 @@ export interface QueueObserver {
 }
 
 /** What keeps the first request in order back. */
-export type Reason = RateLimiter.Type | "provider" | "paused"
+export type Reason = RateLimiter.Type | "provider" | "paused" | "unavailable"
 
 /** What a queue can be asked. */
 export interface Observed {

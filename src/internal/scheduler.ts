@@ -183,6 +183,29 @@ export class Scheduler {
     return [...others, ...found].slice(0, count)
   }
 
+  /** The first `count` in order of those that are not held, as they go when each of them is served. */
+  next(count: number): ReadonlyArray<Entry> {
+    const place = (entry: Entry) => entry.submittedAt - entry.headStart
+    const tenants = this.ready.first(count).map(({ value: { order, tag, weight } }) => ({
+      tag,
+      weight,
+      entries: order.first(count).flatMap(({ value: lane }) => lane.first(count))
+        .toSorted((a, b) => place(a) - place(b) || a.sequence! - b.sequence!)[Symbol.iterator]()
+    }))
+    const found: Array<Entry> = []
+    while (found.length < count && tenants.length > 0) {
+      const least = tenants.reduce((least, tenant) => tenant.tag < least.tag ? tenant : least)
+      const { done, value } = least.entries.next()
+      if (done) {
+        tenants.splice(tenants.indexOf(least), 1)
+        continue
+      }
+      found.push(value)
+      least.tag += this.costOf(value) / least.weight
+    }
+    return found
+  }
+
   /** The first ones of all tenants by the time of submission less the head start, as `order` has them. */
   earliest(count: number): ReadonlyArray<Entry> {
     const lanes = Array.from(this.tenants.values(), ({ lanes }) => [...lanes.values()]).flat()

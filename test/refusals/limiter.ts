@@ -20,6 +20,7 @@ export const make = Effect.fnUntraced(function*(...limits: ReadonlyArray<RateLim
   /** How long a request would have to wait, without sending it. */
   const wait = Effect.fnUntraced(function*(inputTokens = 1) {
     const admission = yield* limiter.admit({ inputTokens, outputTokens: 0 }, true)
+    assert(admission._tag !== "Unavailable")
     if (admission._tag !== "Admitted") return admission._tag === "Blocked" ? admission.wait : admission.excess.wait
     yield* limiter.giveBack(admission.reservation, true)
     return 0

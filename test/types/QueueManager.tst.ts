@@ -254,7 +254,7 @@ describe("registerQueue", () => {
 
   test("fails with the errors of registration alone", () => {
     expect<QueueError.RegisterError["_tag"]>().type.toBe<
-      "InvalidConfiguration" | "ModelAlreadyRegistered" | "QueueShutdown"
+      "InvalidConfiguration" | "ModelAlreadyRegistered" | "QueueShutdown" | "LimitConflict" | "QueueUnavailable"
     >()
   })
 })

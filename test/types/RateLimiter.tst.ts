@@ -1,5 +1,5 @@
 import type { Duration, Effect, Scope } from "effect"
-import { RateLimiter } from "effect-llm-queue"
+import { type QueueError, RateLimiter } from "effect-llm-queue"
 import { expect, test } from "tstyche"
 
 test("the plain constructors give a limit as data", () => {
@@ -52,7 +52,13 @@ test("a concurrency limit takes no period", () => {
 
 test("the limiter service is made in a scope, and answers without failing", () => {
   type Service = typeof RateLimiter.RateLimiter["Service"]
-  expect<ReturnType<Service["make"]>>().type.toBe<Effect.Effect<RateLimiter.Limiter, never, Scope.Scope>>()
+  expect<ReturnType<Service["make"]>>().type.toBe<
+    Effect.Effect<
+      RateLimiter.Limiter,
+      QueueError.InvalidConfiguration | QueueError.LimitConflict | QueueError.QueueUnavailable,
+      Scope.Scope
+    >
+  >()
   expect<ReturnType<RateLimiter.Limiter["admit"]>>().type.toBe<Effect.Effect<RateLimiter.Admission>>()
   expect<ReturnType<RateLimiter.Limiter["settle"]>>().type.toBe<Effect.Effect<RateLimiter.Settlement>>()
   expect<RateLimiter.Limiter["usage"]>().type.toBe<Effect.Effect<ReadonlyArray<RateLimiter.Usage>>>()

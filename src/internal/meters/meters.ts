@@ -35,6 +35,8 @@ export interface LimitMeter extends Omit<Meter, "charge" | "adjust" | "landed" |
   /** The limit's own, and that of its quantum. */
   readonly counting: readonly [Meter, ...ReadonlyArray<Meter>]
   readonly pacing: ReadonlyArray<Meter>
+  /** What all who share the limit have sent, and what is available, after the charge that is made; if others share it. */
+  readonly shared?: { readonly sent: number; readonly available: number } | undefined
   /** The least that any of its meters lets through at once. */
   readonly atOnce: number
   /** A charge without a date: it only spreads what follows. */

@@ -1,0 +1,730 @@
+/**
+ * The limiter of one model, counted on a server that other processes use too.
+ *
+ * The server decides what fits. What a provider has said, and what becomes of a charge, is worked out here by the same
+ * states as in memory: only their meters are others. All that does not need an answer is said later, with what comes next.
+ */
+import * as Clock from "effect/Clock"
+import * as Deferred from "effect/Deferred"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Hash from "effect/Hash"
+import type * as Redis from "effect/persistence/Redis"
+import * as Queue from "effect/Queue"
+import * as Random from "effect/Random"
+import * as Stream from "effect/Stream"
+import * as QueueError from "../../QueueError.ts"
+import type * as RateLimiter from "../../RateLimiter.ts"
+import { charge, countsTokens, LimitState } from "../limitState.ts"
+import type { Generation } from "../limitUpdate.ts"
+import * as reservations from "../reservation.ts"
+import * as time from "../time.ts"
+import { type Cell, permitsOf } from "./cells.ts"
+import { Link, type List, list, type Operation, type Problem } from "./link.ts"
+import { SharedMeter, type Told } from "./sharedMeter.ts"
+
+export interface Options {
+  readonly prefix: string
+  /** Milliseconds, like all times here. */
+  readonly lease: number
+  readonly margin: number
+  readonly commandTimeout: number
+  readonly whenAway: "wait" | "fail"
+  readonly onConflict: "fail" | "replace"
+}
+
+/** What the models of a process have in common. */
+export interface Process {
+  readonly id: string
+  readonly redis: Redis.Redis["Service"]
+  readonly options: Options
+  /** Called when the server has something for a model, as long as the scope is open. */
+  readonly listen: (modelId: string, f: () => void) => void
+  readonly channel: string
+}
+
+interface Reservation extends reservations.Reservation {
+  readonly id: string
+  /** What a tenant runs. */
+  permits: Cell | undefined
+}
+
+interface Shared {
+  readonly state: LimitState
+  readonly meter: SharedMeter
+}
+
+/** The limits of one tenant, or of the model. */
+interface Limits {
+  readonly generation: Generation
+  readonly shared: ReadonlyArray<Shared>
+  readonly permits: Cell | undefined
+}
+
+/** For how long a claim holds whose process does not come when it is its turn. */
+const grace = 250
+/** How often a process that waits asks, if it is not called. */
+const poll = 1000
+const longestBeat = 5000
+/** Tenants whose limits are in memory. The server has what they used. */
+const mostTenants = 10_000
+/** Answers in a row that come too late to be used. More than that, and they are used all the same: it is always so. */
+const mostLate = 3
+
+const none: RateLimiter.AdmitOptions = {}
+
+/** Like the reason of a request that waits, but for something that no passing of time brings. */
+const wait = (millis: unknown): number => typeof millis === "number" && millis >= 0 ? millis : Number.POSITIVE_INFINITY
+
+export const make = Effect.fnUntraced(function*(
+  process: Process,
+  modelId: string,
+  initial: ReadonlyArray<RateLimiter.Limit>,
+  tenants: RateLimiter.Tenants | undefined
+) {
+  const { channel, options, redis } = process
+  const { commandTimeout, lease, margin, onConflict, prefix, whenAway } = options
+  if (tenants !== undefined && Array.from(tenants.byId.values()).some(({ guaranteed }) => guaranteed > 0)) {
+    const problems = ["tenants: nothing can be guaranteed to tenants of limits that processes share; give them limits"]
+    return yield* new QueueError.InvalidConfiguration({ modelId, problems })
+  }
+  const clock = yield* Clock.Clock
+  const random = yield* Random.Random
+  const now = time.monotonic(clock)
+  const changes = yield* Queue.unbounded<RateLimiter.Change>()
+  const beat = Math.min(lease / 3, longestBeat)
+
+  const root = `{${prefix}:${encodeURIComponent(modelId)}}`
+  const keys = ["meta", "permits", "held", "leases", "line", "claims", "members", "replies"]
+  const newId = () => Math.floor(random.nextDoubleUnsafe() * 2 ** 53).toString(36)
+
+  let epoch: string | undefined
+  /** Whether the server is to be told the limits: at the beginning, when they change, and when it has lost them. */
+  let joins: "agrees" | "replaces" | undefined = onConflict === "replace" ? "replaces" : "agrees"
+  let joined: string | undefined
+  let conflict: QueueError.LimitConflict | undefined
+  let counter = 0
+  /** The permits that are taken: whose they are does not matter. */
+  const permits = new Set<string>()
+  /** Reservations that hold something until they have ended. */
+  const undated = new Set<string>()
+  /** What runs for tenants that have a limit of it. */
+  const running = new Map<string, Cell>()
+  let isWaiting = false
+  let lateInRow = 0
+
+  // What is to be said ----------------------------------------------------------------------------------------------
+
+  const say = (operation: object, cell?: Cell): Operation => ({
+    weight: 1,
+    say: (indexOf) => cell === undefined ? operation : { ...operation, cell: indexOf(cell) }
+  })
+
+  const outbox: ConstructorParameters<typeof SharedMeter>[3] = {
+    effects: (id, effects) => {
+      link.push({
+        weight: 1,
+        say: (indexOf) => {
+          const at = now()
+          return {
+            op: "effects",
+            id,
+            list: effects.map(({ by, dates, part }) => [
+              indexOf(part.cell),
+              part.mark,
+              by,
+              dates ?? -1,
+              at - part.at
+            ])
+          }
+        },
+        answered: (marks) => {
+          for (const [index, mark] of list(marks as List<number>).entries()) effects[index]!.part.mark = mark
+        }
+      })
+    },
+    lower: (cell, by, seen) => link.push(say({ op: "lower", by, seen }, cell)),
+    warm: (cell) => link.push(say({ op: "warm" }, cell))
+  }
+
+  const makeLimits = (limits: ReadonlyArray<RateLimiter.Limit>, prefix: string, ofTenant: boolean): Limits => {
+    const at = now()
+    const shared = limits.flatMap((limit): ReadonlyArray<Shared> => {
+      if (limit.timePeriod === undefined) return []
+      const meter = new SharedMeter(limit, prefix, margin, outbox)
+      const state = new LimitState(
+        limit,
+        () => clock.currentTimeMillisUnsafe(),
+        at,
+        () => random.nextDoubleUnsafe(),
+        meter
+      )
+      meter.held = () => state.held
+      return [{ state, meter }]
+    })
+    const concurrent = ofTenant ? limits.find(({ type }) => type === "concurrent") : undefined
+    return {
+      generation: { states: shared.map(({ state }) => state), next: undefined },
+      shared,
+      permits: concurrent === undefined ? undefined : permitsOf(concurrent.limit, prefix)
+    }
+  }
+
+  let limits = initial
+  let model = makeLimits(limits, "", false)
+  const mostPermits = () => limits.find(({ type }) => type === "concurrent")?.limit
+  const write = () =>
+    JSON.stringify(limits, (_, value: unknown) => value === Number.POSITIVE_INFINITY ? "Infinity" : value)
+  /** Of limits that are the same everywhere it is the same. */
+  const hash = (text: string) => `${Hash.string(text)}:${text.length}`
+  let written = write()
+  let config = hash(written)
+
+  const known = new Map<string | undefined, Limits>()
+  const tenantOf = (id: string | undefined): Limits | undefined => {
+    if (tenants === undefined) return undefined
+    const found = known.get(id)
+    if (found !== undefined) return found
+    const own = (id === undefined ? undefined : tenants.byId.get(id)?.limits) ?? tenants.others
+    const made = makeLimits(own, `tenant:${id === undefined ? "" : encodeURIComponent(id)}:`, true)
+    if (known.size >= mostTenants) known.delete(known.keys().next().value)
+    known.set(id, made)
+    return made
+  }
+
+  /** Whose a cell is, for as long as it is asked about. */
+  const owners = new Map<string, Shared>()
+  const own = ({ shared }: Limits) => {
+    for (const each of shared) for (const cell of each.meter.cells) owners.set(cell.name, each)
+  }
+  own(model)
+
+  const cellsOf = ({ shared }: Limits): ReadonlyArray<Cell> => shared.flatMap(({ meter }) => meter.cells)
+  let cells = cellsOf(model)
+
+  const describe = (cell: Cell, wall: number): object => {
+    const owner = owners.get(cell.name)
+    return owner === undefined
+      ? cell.describe(0, 1, wall)
+      : cell.describe(owner.meter.enforced, owner.meter.largest, wall)
+  }
+
+  // What the server says --------------------------------------------------------------------------------------------
+
+  const heard = ({ epoch: its, sync }: { readonly epoch: string; readonly sync: List<Told> }) => {
+    epoch = its
+    if (joined === config) joins = undefined
+    const at = now()
+    let index = 0
+    for (const { meter, state } of model.shared) {
+      const told = list(sync)[index]
+      index += meter.cells.length
+      if (told === undefined) continue
+      const [, , sent, lowered, pausedFor, age] = told
+      meter.told(told)
+      state.heard({ sent, lowered, pausedFor, isWarm: sent > 0 && age > state.limit.timePeriod! + margin }, at)
+    }
+  }
+
+  const adopt = (next: ReadonlyArray<RateLimiter.Limit>): void => {
+    limits = next
+    written = write()
+    config = hash(written)
+    const before = model.shared
+    const made = makeLimits(next, "", false)
+    // What the provider has said about a limit that stays is kept.
+    const shared = made.shared.map((each) => {
+      const same = before.find(({ state }) =>
+        state.canFollow(each.state.limit) && state.limit.type === each.state.limit.type
+      )
+      if (same === undefined) return each
+      same.state.follow(each.state.limit, now())
+      return same
+    })
+    model = { ...made, shared, generation: { states: shared.map(({ state }) => state), next: undefined } }
+    own(model)
+    cells = cellsOf(model)
+  }
+
+  const mend = (problem: Problem): Effect.Effect<void, string> =>
+    Effect.suspend(() => {
+      if ("lost" in problem) {
+        const wasThere = epoch !== undefined
+        epoch = undefined
+        joins ??= "agrees"
+        if (!wasThere) return Effect.void
+        replay()
+        return Effect.logWarning(`The server has lost the state of the limits of model ${modelId}: it is told again`)
+      }
+      if ("changed" in problem) {
+        const next = JSON.parse(
+          problem.changed,
+          (_, value: unknown) => value === "Infinity" ? Number.POSITIVE_INFINITY : value
+        ) as ReadonlyArray<RateLimiter.Limit>
+        adopt(next)
+        Queue.offerUnsafe(changes, { _tag: "LimitsChanged", limits: next })
+        return Effect.logInfo(`Another process has changed the limits of model ${modelId}`)
+      }
+      if ("conflict" in problem) {
+        const { conflict: theirs, others } = problem
+        conflict = new QueueError.LimitConflict({ modelId, ours: written, theirs, processes: others })
+        return Effect.fail(conflict.message)
+      }
+      return Effect.fail("it has heard of later calls of this process")
+    })
+
+  /** What this process has charged, as far as it still counts, and no more than that for as long as others may tell. */
+  const replay = () => {
+    const at = now()
+    for (const { meter } of model.shared) {
+      link.push({
+        weight: 1,
+        say: (indexOf) => ({
+          op: "replay",
+          list: meter.cells.flatMap((cell) =>
+            meter.book.since(at - cell.length).map(({ amount, at: when }) => [indexOf(cell), at - when, amount])
+          )
+        })
+      })
+      link.push(say({ op: "pause", millis: beat + grace }, meter.cells[0]))
+    }
+  }
+
+  const joining = (): object => {
+    joined = joins === undefined ? undefined : config
+    return joined === undefined ? {} : {
+      join: { limits: written, epoch: epoch ?? newId(), replace: joins === "replaces" }
+    }
+  }
+
+  const link = yield* Link.make({
+    modelId,
+    redis,
+    commandTimeout,
+    keys: keys.map((key) => `${root}:${key}`),
+    keyOf: ({ name }) => `${root}:cell:${name}`,
+    cells: () => cells,
+    describe,
+    header: () => ({
+      pid: process.id,
+      id: modelId,
+      config,
+      epoch,
+      lease,
+      grace,
+      poll,
+      channel,
+      permits: mostPermits(),
+      ...joining(),
+      ttl: Math.ceil(
+        2 * lease +
+          2 * Math.max(60_000, ...cells.map(({ length }) => Number.isFinite(length) ? length : 365 * 86_400_000))
+      )
+    }),
+    heard,
+    mend,
+    back: () => Queue.offerUnsafe(changes, { _tag: "Freed" })
+  })
+
+  // Admission -------------------------------------------------------------------------------------------------------
+
+  const typeOf = (cell: Cell | undefined): RateLimiter.Type =>
+    (cell === undefined ? undefined : owners.get(cell.name)?.state.limit.type) ?? "concurrent"
+
+  /** What this process knows that keeps a request back: what the provider has said. */
+  const heldBack = (cost: RateLimiter.Cost, at: number): RateLimiter.Admission | undefined => {
+    let last = at
+    let by: RateLimiter.Type | undefined
+    for (const { state } of model.shared) {
+      const fits = state.fitsAt(charge(state.limit, cost), at)
+      if (fits <= last) continue
+      last = fits
+      by = state.limit.type
+    }
+    return by === undefined ? undefined : { _tag: "Blocked", by, wait: last - at }
+  }
+
+  const amounts = (shared: ReadonlyArray<Shared>, cost: RateLimiter.Cost): ReadonlyArray<number> =>
+    shared.flatMap(({ meter, state }) => {
+      const amount = charge(state.limit, cost)
+      meter.largest = Math.max(meter.largest, amount)
+      return meter.cells.map(() => amount)
+    })
+
+  /** Charges what the server has let in. */
+  const take = (
+    id: string,
+    { cost, tenant }: RateLimiter.Candidate,
+    permit: boolean,
+    marks: ReadonlyArray<readonly [number, number, number, number]>,
+    of: Limits
+  ): Reservation => {
+    const at = now()
+    let next = 0
+    const charges = ({ shared }: Limits) =>
+      shared.map(({ meter, state }) => {
+        const amount = charge(state.limit, cost)
+        meter.grant(id, marks.slice(next, next += meter.cells.length), amount, at)
+        return state.take(amount, at)
+      })
+    const limits = tenantOf(tenant)
+    const charged = charges(of)
+    const ofTenant = limits === undefined || limits.shared.length === 0
+      ? undefined
+      : { generation: limits.generation, charges: charges(limits) }
+    if ([...of.shared, ...limits?.shared ?? []].some(({ state }) => state.limit.chargedAt !== "dispatch")) {
+      undated.add(id)
+    }
+    const own = permit ? limits?.permits : undefined
+    if (own !== undefined) running.set(id, own)
+    return {
+      "~effect-llm-queue/Reservation": true,
+      id,
+      generation: of.generation,
+      charges: charged,
+      ofTenant,
+      charged: charged.length > 0,
+      tenant: undefined,
+      permits: own,
+      settled: false,
+      completed: false
+    }
+  }
+
+  interface Read {
+    readonly waits: List<number>
+    readonly permits: number
+  }
+
+  interface Granted {
+    readonly grants: List<List<readonly [number, number, number, number]>>
+    readonly by?: number
+    readonly wait?: number
+    readonly exceeds?: number
+  }
+
+  const ask = (
+    candidates: ReadonlyArray<RateLimiter.Candidate>,
+    permit: boolean
+  ): Effect.Effect<ReadonlyArray<RateLimiter.Admission>> => {
+    const asked = Deferred.makeUnsafe<ReadonlyArray<RateLimiter.Admission>>()
+    let began = 0
+    let of = model
+    let ids: ReadonlyArray<string> = []
+    let isGone = false
+
+    const admitted = (
+      answer: unknown,
+      cellAt: (index: number) => Cell | undefined
+    ): ReadonlyArray<RateLimiter.Admission> => {
+      // The server's words are its script's.
+      const { by, exceeds, grants, wait: millis } = answer as Granted
+      const admissions = list(grants).map(
+        (marks, index): RateLimiter.Admission => {
+          const id = ids[index]!
+          if (permit) permits.add(id)
+          return { _tag: "Admitted", reservation: take(id, candidates[index]!, permit, list(marks), of) }
+        }
+      )
+      isWaiting = by !== undefined
+      if (by === undefined) return admissions
+      const cell = by === 0 ? undefined : cellAt(by)
+      const candidate = candidates[admissions.length]!
+      const isTenants = by > cells.length
+      if (exceeds !== undefined) {
+        const { limit } = owners.get(cell!.name)!.state
+        const excess: RateLimiter.Excess = {
+          limit: limit.limit,
+          timePeriod: limit.timePeriod!,
+          used: exceeds,
+          requested: charge(limit, candidate.cost),
+          wait: wait(millis),
+          ofTenant: isTenants
+        }
+        return [...admissions, { _tag: "Exceeded", excess }]
+      }
+      const blocked = { _tag: "Blocked", by: typeOf(cell), wait: wait(millis) } as const
+      return [...admissions, isTenants ? { ...blocked, scope: "tenant" } : blocked]
+    }
+
+    link.push({
+      weight: candidates.length,
+      say: (indexOf) => {
+        of = model
+        began = now()
+        ids = candidates.map(() => `${process.id}:${(counter++).toString(36)}`)
+        return {
+          op: "admit",
+          claims: true,
+          heads: candidates.map(({ cost, tenant }, index) => {
+            const limits = tenantOf(tenant)
+            if (limits !== undefined) own(limits)
+            const tenantCells = limits === undefined ? [] : cellsOf(limits)
+            const theirs = limits === undefined ? [] : amounts(limits.shared, cost)
+            const parts = tenantCells.map((cell, index) => [indexOf(cell), theirs[index]])
+            if (permit && limits?.permits !== undefined) parts.push([indexOf(limits.permits), 1])
+            return { id: ids[index], permit: permit ? 1 : 0, a: amounts(of.shared, cost), own: parts }
+          })
+        }
+      },
+      answered: (answer, cellAt) => {
+        const admissions = admitted(answer, cellAt)
+        // Dispatched so late, its charge would be gone before the provider forgets it.
+        const isLate = now() - began > margin && lateInRow++ < mostLate
+        if (!isLate) lateInRow = 0
+        if (!isGone && !isLate) return Deferred.doneUnsafe(asked, Effect.succeed(admissions))
+        for (const admission of admissions) {
+          if (admission._tag === "Admitted") giveBack(mine(admission.reservation), permit)
+        }
+        if (!isGone) Deferred.doneUnsafe(asked, Effect.succeed([{ _tag: "Blocked", by: typeOf(undefined), wait: 0 }]))
+      },
+      away: (reason) => {
+        if (isGone) return
+        isGone = true
+        Deferred.doneUnsafe(asked, Effect.succeed([unavailable(reason)]))
+      }
+    })
+    return Deferred.await(asked)
+  }
+
+  const unavailable = (reason: string): RateLimiter.Admission => ({
+    _tag: "Unavailable",
+    reason: whenAway === "fail" ? reason : undefined
+  })
+
+  const admitAll = (
+    candidates: ReadonlyArray<RateLimiter.Candidate>,
+    permit: boolean
+  ): Effect.Effect<ReadonlyArray<RateLimiter.Admission>> =>
+    Effect.suspend(() => {
+      if (link.away !== undefined) return Effect.succeed([unavailable(link.away)])
+      const at = now()
+      const asked: Array<RateLimiter.Candidate> = []
+      let blocked: RateLimiter.Admission | undefined
+      for (const candidate of candidates) {
+        blocked = heldBack(candidate.cost, at)
+        if (blocked !== undefined) break
+        asked.push(candidate)
+        if (model.shared.some(({ state }) => state.goesAlone)) break
+      }
+      if (asked.length === 0) {
+        if (isWaiting) {
+          isWaiting = false
+          link.push(say({ op: "leave" }))
+        }
+        return Effect.succeed([blocked!])
+      }
+      return ask(asked, permit)
+    })
+
+  const mine = (reservation: RateLimiter.Reservation): Reservation => reservations.own(reservation) as Reservation
+
+  const ended = (reservation: Reservation): void => {
+    undated.delete(reservation.id)
+    const { id, permits } = reservation
+    if (permits === undefined) return
+    reservation.permits = undefined
+    running.delete(id)
+    link.push({
+      weight: 1,
+      say: (indexOf) => ({ op: "effects", id, list: [[indexOf(permits), 0, 0, -1, 0]] })
+    })
+  }
+
+  const releasePermit = () => {
+    const [id] = permits
+    if (id === undefined) return
+    permits.delete(id)
+    link.push(say({ op: "release", ids: [id] }))
+  }
+
+  const giveBack = (reservation: Reservation, permit: boolean): void => {
+    if (!reservations.giveBack(reservation, now())) return
+    ended(reservation)
+    if (permit) releasePermit()
+  }
+
+  /** Tells the others how long the provider wants nothing. */
+  const tellPauses = () => {
+    const at = now()
+    for (const { meter, state } of model.shared) {
+      const millis = state.pausedFor(at)
+      if (millis > 0) link.push(say({ op: "pause", millis }, meter.cells[0]))
+    }
+  }
+
+  /** Asks something that is not worth waiting for when the server is away. */
+  const question = <A>(
+    otherwise: A,
+    ask: Operation["say"],
+    read: (answer: unknown, cellAt: (index: number) => Cell | undefined) => A
+  ): Effect.Effect<A> =>
+    Effect.suspend(() => {
+      if (link.away !== undefined) return Effect.succeed(otherwise)
+      const asked = Deferred.makeUnsafe<A>()
+      link.push({
+        weight: 1,
+        say: ask,
+        answered: (answer, cellAt) => Deferred.doneUnsafe(asked, Effect.sync(() => read(answer, cellAt))),
+        away: () => Deferred.doneUnsafe(asked, Effect.succeed(otherwise))
+      })
+      return Deferred.await(asked)
+    })
+
+  const limiter: RateLimiter.Limiter = {
+    admit: (cost, permit, { protect, tenant } = none) =>
+      protect === undefined
+        ? Effect.map(admitAll([{ cost, tenant }], permit), ([admission]) => admission!)
+        : Effect.succeed<RateLimiter.Admission>({
+          _tag: "Blocked",
+          by: limits[0]?.type ?? "concurrent",
+          wait: Number.POSITIVE_INFINITY
+        }),
+    admitAll: (candidates) => admitAll(candidates, true),
+    changes: Stream.fromQueue(changes),
+    predict: (cost, ahead, tenant) =>
+      question(0, (indexOf) => {
+        const parts = (of: Limits | undefined) =>
+          of === undefined ? [] : of.shared.flatMap(({ meter, state: { limit } }) => {
+            const before = countsTokens(limit)
+              ? charge(limit, ahead) * (limit.charging.refund ? ahead.usedPart : 1)
+              : ahead.requests
+            return meter.cells.map((cell) => [indexOf(cell), charge(limit, cost), before])
+          })
+        const theirs = tenantOf(tenant)
+        if (theirs !== undefined) own(theirs)
+        return { op: "predict", earliest: ahead.returnedPart === 1, list: [...parts(model), ...parts(theirs)] }
+      }, (answer) => {
+        const at = now()
+        return Math.max(wait(answer), ...model.shared.map(({ state }) => state.pausedFor(at)))
+      }),
+    exceeds: (cost, tenant) =>
+      model.shared.some(({ state }) => state.limit.type === "budget") || tenants !== undefined
+        ? question<RateLimiter.Excess | undefined>(undefined, (indexOf) => {
+          const theirs = tenantOf(tenant)
+          if (theirs !== undefined) own(theirs)
+          const budgets = [...model.shared, ...theirs?.shared ?? []].filter(({ state: { limit } }) =>
+            limit.type === "budget" && limit.onExceeded === "fail"
+          )
+          return {
+            op: "exceeds",
+            list: budgets.flatMap(({ meter, state }) =>
+              meter.cells.map((cell) => [indexOf(cell), charge(state.limit, cost)])
+            )
+          }
+        }, (answer, cellAt) => {
+          const [index, used, millis] = list(answer as List<number>)
+          const cell = index === undefined ? undefined : cellAt(index)
+          if (cell === undefined || used === undefined) return undefined
+          const { limit } = owners.get(cell.name)!.state
+          return {
+            limit: limit.limit,
+            timePeriod: limit.timePeriod!,
+            used,
+            requested: charge(limit, cost),
+            wait: wait(millis),
+            ofTenant: index! > cells.length
+          }
+        })
+        : Effect.undefined,
+    settle: (reservation, usage) => Effect.sync(() => reservations.settle(mine(reservation), usage, now())),
+    complete: (reservation) =>
+      Effect.sync(() => {
+        const own = mine(reservation)
+        reservations.complete(own, now())
+        ended(own)
+      }),
+    giveBack: (reservation, permit) => Effect.sync(() => giveBack(mine(reservation), permit)),
+    observe: (reservation, observations) =>
+      Effect.sync(() => {
+        // What the others have sent since then is asked for first, and nobody waits for it.
+        link.push({
+          weight: 1,
+          say: () => ({ op: "hear" }),
+          answered: () => reservations.observe(mine(reservation), observations, now())
+        })
+      }),
+    refuse: (reservation, refusal, observations) =>
+      Effect.sync(() => {
+        const own = mine(reservation)
+        reservations.refuse(own, refusal, observations, now())
+        ended(own)
+        tellPauses()
+      }),
+    releasePermit: Effect.sync(releasePermit),
+    update: (next) =>
+      Effect.suspend(() => {
+        adopt(next)
+        joins = "replaces"
+        return question(undefined, () => ({ op: "hear" }), () => undefined)
+      }),
+    usage: question<Read | undefined>(
+      undefined,
+      () => ({ op: "read" }),
+      (answer) => answer as Read
+    ).pipe(Effect.map((read) => {
+      const at = now()
+      const waits = list(read?.waits)
+      let index = 0
+      let first = 0
+      return limits.map((limit): RateLimiter.Usage => {
+        if (limit.timePeriod !== undefined) {
+          const { meter, state } = model.shared[index++]!
+          meter.next = at + Math.max(0, ...meter.cells.map(() => wait(waits[first++])))
+          const usage = state.usage(at)
+          meter.next = undefined
+          return usage
+        }
+        const used = read?.permits ?? permits.size
+        const available = Math.max(0, limit.limit - used)
+        return {
+          type: limit.type,
+          limit: limit.limit,
+          enforced: limit.limit,
+          pausedFor: undefined,
+          timePeriod: undefined,
+          margin: Duration.zero,
+          used,
+          available,
+          timeUntilNextCapacity: available > 0 ? Duration.zero : undefined
+        }
+      })
+    }))
+  }
+
+  // Beginning and end -----------------------------------------------------------------------------------------------
+
+  const beats = (): Operation => ({
+    weight: 1,
+    say: (indexOf) => ({
+      op: "beat",
+      permits: [...permits],
+      tokens: [...undated],
+      running: Array.from(running, ([id, cell]) => [indexOf(cell), id])
+    })
+  })
+
+  yield* Effect.mapError(
+    link.begin([beats()]),
+    (reason) => conflict ?? new QueueError.QueueUnavailable({ modelId, requestId: undefined, reason })
+  )
+  yield* Effect.addFinalizer(() =>
+    Effect.interruptible(link.end({
+      weight: 1,
+      say: () => ({ op: "bye", permits: [...permits].slice(0, 5000) })
+    })).pipe(Effect.timeoutOption(commandTimeout), Effect.ignore)
+  )
+  process.listen(modelId, () => Queue.offerUnsafe(changes, { _tag: "Freed" }))
+  yield* Effect.forkScoped(link.run, { startImmediately: true })
+  yield* Effect.forkScoped(Effect.forever(Effect.andThen(
+    Effect.sleep(beat),
+    Effect.sync(() => link.push(beats()))
+  )))
+  yield* Effect.forkScoped(Effect.forever(Effect.andThen(
+    Effect.sleep(poll),
+    Effect.sync(() => {
+      if (isWaiting) Queue.offerUnsafe(changes, { _tag: "Freed" })
+    })
+  )))
+  return limiter
+})

@@ -1,0 +1,665 @@
+/**
+ * What decides on the server, in one step for all that a process asks at once: Lua 5.1 as Redis runs it.
+ *
+ * **Keys.** All of a model's keys share one hash tag. `meta` has the clock, the configuration and the epoch; `permits` the
+ * permits that are taken and `leases` the undated reservations, by the time at which they lapse; `held` what those hold;
+ * `line` and `claims` the processes that wait, in order, and what the first request of each one needs; `members` the
+ * processes, by the time at which they are given up; `replies` the last reply to each process. Then one hash for each cell.
+ *
+ * **Cells.** A limit is counted in one cell or several, each with a length and a capacity of its own:
+ *
+ * - `s`, a sliding window in 1,024 slices. What is charged in a slice counts until the end of the slice and the length of
+ *   the window have passed: never too short, and too long by a slice at most. What is in it needs no more than the slices.
+ * - `b`, a bucket: what is missing of it, and when that was so.
+ * - `f`, a window of the wall clock, whose edges the process has worked out.
+ * - `t`, all of time.
+ * - `p`, what runs at once, as leases.
+ *
+ * **Time** is the server's. When its clock is set back it goes on from where it was.
+ *
+ * **Retries.** A process sends one call at a time, numbered. One that comes again, because its reply was lost, has the
+ * reply that there was; an older one does nothing.
+ *
+ * **The line.** A process whose first request does not fit claims its place, and is told when that will fit behind the
+ * claims before its own; nobody else is let in at their cost. One that has been let in and has more goes to the end, and
+ * takes no more at once than would leave as much for each of the others. A claim whose process does not come when it was
+ * told to, or in `grace` after that, is void. When something is given back, those for whom it is enough are called.
+ */
+import * as Redis from "effect/persistence/Redis"
+
+const lua = String.raw`
+local call = cjson.decode(ARGV[1])
+local META, PERMITS, HELD, LEASES, LINE, CLAIMS, MEMBERS, REPLIES =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local pid, cells, model = call.pid, call.cells, call.model
+local slices, chunk, tolerance = 1024, 100, 1e-6
+
+-- Calls that come again ---------------------------------------------------------------------------------------------
+
+local before = tonumber(redis.call('HGET', REPLIES, pid) or 0)
+if before == call.seq then return redis.call('HGET', REPLIES, pid .. ':reply') end
+if before > call.seq then return '{"stale":true}' end
+
+-- The clock ---------------------------------------------------------------------------------------------------------
+
+local time = redis.call('TIME')
+local wall = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
+local meta = redis.call('HMGET', META, 'offset', 'last', 'config', 'epoch')
+local offset, last = tonumber(meta[1] or 0), tonumber(meta[2] or 0)
+local now = wall + offset
+if now < last then
+  offset = offset + last - now
+  now = last
+  redis.call('HSET', META, 'offset', offset)
+end
+
+-- Who is there ------------------------------------------------------------------------------------------------------
+
+local changed = false
+
+local function forget(gone)
+  redis.call('ZREM', MEMBERS, gone)
+  redis.call('HDEL', REPLIES, gone, gone .. ':reply')
+  redis.call('ZREM', LINE, gone)
+  redis.call('HDEL', CLAIMS, gone)
+  changed = true
+end
+
+local function cull()
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', MEMBERS, '-inf', now)) do
+    if gone ~= pid then forget(gone) end
+  end
+end
+
+if call.join then
+  local join = call.join
+  cull()
+  local others = redis.call('ZCARD', MEMBERS) - (redis.call('ZSCORE', MEMBERS, pid) and 1 or 0)
+  if meta[3] and meta[3] ~= call.config and others > 0 and not join.replace then
+    return cjson.encode({ conflict = redis.call('HGET', META, 'limits'), others = others })
+  end
+  redis.call('HSET', META, 'config', call.config, 'limits', join.limits)
+  if not meta[4] then
+    meta[4] = join.epoch
+    redis.call('HSET', META, 'epoch', join.epoch)
+  end
+  redis.call('ZADD', MEMBERS, now + call.lease, pid)
+elseif not meta[3] or (call.epoch and meta[4] ~= call.epoch) then
+  return '{"lost":true}'
+elseif meta[3] ~= call.config then
+  return cjson.encode({ changed = redis.call('HGET', META, 'limits') })
+end
+for _, each in ipairs(cells) do
+  if each.k == 'f' and (wall < each.from or wall >= each.to) then return cjson.encode({ clock = wall }) end
+end
+redis.call('HSET', META, 'last', now)
+
+-- Cells -------------------------------------------------------------------------------------------------------------
+
+local loaded, freed = {}, false
+local fields = { 'u', 'h', 'n', 'l', 'p', 'f', 'e', 'a', 'w', 'g', 'q', 'qa', 'qp', 'z' }
+
+local function advance(c)
+  if c.k == 's' then
+    if not c.f then return end
+    local dead = math.floor((now - c.len) / c.width + 1e-9) - 1
+    if c.f > dead then return end
+    if c.e <= dead then
+      redis.call('DEL', c.key)
+      c.u, c.f, c.e = 0, nil, nil
+      c.isNew, c.dirty = true, true
+      return
+    end
+    for from = c.f, dead, chunk do
+      local names = {}
+      for k = from, math.min(dead, from + chunk - 1) do names[#names + 1] = string.format('%d', k) end
+      local amounts = redis.call('HMGET', c.key, unpack(names))
+      local gone = {}
+      for i, amount in ipairs(amounts) do
+        if amount then
+          c.u = c.u - tonumber(amount)
+          gone[#gone + 1] = names[i]
+        end
+      end
+      if #gone > 0 then redis.call('HDEL', c.key, unpack(gone)) end
+    end
+    c.f, c.dirty = dead + 1, true
+  elseif c.k == 'b' then
+    c.u = math.max(c.cap - c.burst, c.u - c.rate * math.max(0, now - c.a))
+    c.a = now
+  elseif c.k == 'f' then
+    if c.w == c.from or (c.w and c.w > c.from) then return end
+    c.u = c.w and c.g or 0
+    c.g, c.w = 0, c.from
+  elseif c.k == 'p' then
+    redis.call('ZREMRANGEBYSCORE', c.key, '-inf', now)
+    c.u = redis.call('ZCARD', c.key)
+  end
+end
+
+-- A lower capacity that one process has learned is everybody's as long as it says so.
+local function lowest(c)
+  if c.cap < c.nominal then
+    if not c.q or c.cap <= c.q or c.qp == pid or now - c.qa > 10000 then
+      c.q, c.qa, c.qp, c.dirty = c.cap, now, pid, true
+    end
+  elseif c.qp == pid then
+    c.q, c.dirty = nil, true
+  end
+  if c.q and now - c.qa <= 10000 then
+    c.cap = math.min(c.cap, c.q)
+    if c.burst then c.burst = c.cap end
+  end
+end
+
+local function cell(i)
+  local c = loaded[i]
+  if c then return c end
+  c = cells[i]
+  c.key = KEYS[8 + i]
+  loaded[i] = c
+  if c.k == 'p' then
+    c.h = 0
+    advance(c)
+    return c
+  end
+  local v = redis.call('HMGET', c.key, unpack(fields))
+  c.u, c.h, c.n, c.l = tonumber(v[1] or 0), tonumber(v[2] or 0), tonumber(v[3] or 0), tonumber(v[4] or 0)
+  c.p, c.f, c.e = tonumber(v[5] or 0), tonumber(v[6] or nil), tonumber(v[7] or nil)
+  c.a, c.w, c.g = tonumber(v[8] or now), tonumber(v[9] or nil), tonumber(v[10] or 0)
+  c.q, c.qa, c.qp, c.z = tonumber(v[11] or nil), tonumber(v[12] or 0), v[13] or nil, tonumber(v[14] or now)
+  c.isNew = not v[14]
+  if c.len then c.width = c.len / slices end
+  if c.isNew and c.cold then c.u = c.cap end
+  if c.nominal then lowest(c) end
+  advance(c)
+  return c
+end
+
+local function save(i)
+  local c = loaded[i]
+  if c.k == 'p' then
+    redis.call('PEXPIRE', c.key, call.lease * 2)
+    return
+  end
+  local set = { 'u', c.u, 'h', c.h, 'n', c.n, 'l', c.l, 'p', c.p, 'a', c.a, 'g', c.g, 'z', c.z }
+  local function also(name, value)
+    if value then
+      set[#set + 1] = name
+      set[#set + 1] = value
+    end
+  end
+  also('f', c.f)
+  also('e', c.e)
+  also('w', c.w)
+  if c.q then
+    also('q', c.q)
+    also('qa', c.qa)
+    also('qp', c.qp)
+  elseif c.qp then
+    redis.call('HDEL', c.key, 'q', 'qa', 'qp')
+  end
+  redis.call('HSET', c.key, unpack(set))
+  if i > model or c.isNew then redis.call('PEXPIRE', c.key, call.ttl) end
+end
+
+local function date(c, amount)
+  if c.k == 's' then
+    local k = math.floor(now / c.width)
+    redis.call('HINCRBYFLOAT', c.key, string.format('%d', k), amount)
+    c.u = c.u + amount
+    if not c.f then c.f = k end
+    c.e = k
+    return k
+  end
+  c.u = c.u + amount
+  if c.k == 'f' then
+    if wall + c.margin >= c.to then c.g = c.g + amount end
+    return c.w
+  end
+  return c.u
+end
+
+-- When so much of a window is free again.
+local function freedAt(c, amount)
+  local left = amount
+  for from = c.f or 0, c.e or -1, chunk do
+    local names = {}
+    for k = from, math.min(c.e, from + chunk - 1) do names[#names + 1] = string.format('%d', k) end
+    for i, each in ipairs(redis.call('HMGET', c.key, unpack(names))) do
+      if each then
+        left = left - tonumber(each)
+        if left <= c.tolerance / 2 then return (from + i) * c.width + c.len end
+      end
+    end
+  end
+  return now + c.len
+end
+
+-- When an amount fits behind others: now if it does, infinity when no passing of time makes it fit.
+local function fitsAt(c, amount, ahead)
+  local at = math.max(now, c.p or 0)
+  local allowed = c.tolerance
+  if c.k == 'p' then return c.u + ahead + amount <= c.cap and at or math.huge end
+  if c.k == 'b' then
+    if (c.pace and now >= c.z + c.pace) or (c.cold and c.n == 0) then return at end
+    local large = amount > c.cap and amount <= c.burst
+    local most = large and c.burst or c.cap
+    local needed = c.h + math.min(amount, most) + ahead
+    local level = math.min(c.cap - c.u, large and ahead == 0 and c.burst or c.cap)
+    -- Nothing is asked of a bucket in one piece but what it can hold.
+    local missing = needed - level
+    if c.h + math.min(amount, most) > most + allowed then return math.huge end
+    if missing > allowed then at = math.max(at, now + missing / c.rate) end
+    return c.pace and math.min(at, c.z + c.pace) or at
+  end
+  local room = math.max(c.cap, amount) - c.h - amount
+  if room < -allowed then return math.huge end
+  local need = c.u + ahead - room
+  if c.k == 'f' then
+    if need <= allowed and wall + c.margin < c.to then
+      return math.max(at, now + math.max(0, c.from + c.margin - wall))
+    end
+    if c.g + ahead <= room + allowed then return math.max(at, now + c.to + c.margin - wall) end
+    return math.max(at, now + c.after + c.margin - wall)
+  end
+  if need <= allowed then return at end
+  if c.k == 't' then return math.huge end
+  if need > c.u then return math.max(at, now + c.len) end
+  return math.max(at, freedAt(c, need))
+end
+
+-- What lapses -------------------------------------------------------------------------------------------------------
+
+if redis.call('ZREMRANGEBYSCORE', PERMITS, '-inf', now) > 0 then freed = true end
+for _, token in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, 50)) do
+  -- Its process is gone, so nobody will tell when its requests ended: it was now.
+  for _, each in ipairs(cjson.decode(redis.call('HGET', HELD, token) or '[]')) do
+    for i, known in ipairs(cells) do
+      if known.name == each[1] then
+        local c = cell(i)
+        c.h = math.max(0, c.h - each[2])
+        date(c, each[2])
+        c.dirty = true
+      end
+    end
+  end
+  redis.call('HDEL', HELD, token)
+  redis.call('ZREM', LEASES, token)
+end
+
+-- The line ----------------------------------------------------------------------------------------------------------
+
+local line = {}
+local names = redis.call('ZRANGE', LINE, 0, 63)
+if #names > 0 then
+  for i, claim in ipairs(redis.call('HMGET', CLAIMS, unpack(names))) do
+    local name = names[i]
+    local is = claim and cjson.decode(claim)
+    if name == pid or (is and is.due + call.grace >= now) then
+      line[#line + 1] = { pid = name, claim = is, mine = name == pid }
+    else
+      redis.call('ZREM', LINE, name)
+      redis.call('HDEL', CLAIMS, name)
+      changed = true
+    end
+  end
+end
+
+local function leave()
+  if redis.call('ZREM', LINE, pid) > 0 then
+    redis.call('HDEL', CLAIMS, pid)
+    changed = true
+  end
+  for i, each in ipairs(line) do
+    if each.mine then
+      table.remove(line, i)
+      return
+    end
+  end
+end
+
+local function sums(all)
+  local sum, permits = {}, 0
+  for i = 1, model do sum[i] = 0 end
+  for _, each in ipairs(line) do
+    if each.mine and not all then break end
+    if not each.mine and each.claim and each.claim.config == call.config then
+      for i = 1, model do sum[i] = sum[i] + (each.claim.a[i] or 0) end
+      permits = permits + each.claim.permit
+    end
+  end
+  return sum, permits
+end
+
+local function permitsFree() return call.permits and call.permits - redis.call('ZCARD', PERMITS) or math.huge end
+
+-- Operations --------------------------------------------------------------------------------------------------------
+
+local operations = {}
+
+-- Lets requests in as they come, until one does not fit.
+function operations.admit(op)
+  local grants, blocked = {}, nil
+  local ahead, aheadPermits = sums(false)
+  local all, allPermits
+  local free = permitsFree()
+  for j, head in ipairs(op.heads) do
+    local times = 1
+    if j > 1 then
+      if not all then all, allPermits = sums(true) end
+      ahead, aheadPermits, times = all, allPermits, j
+    end
+    if head.permit == 1 and free - aheadPermits * times < 1 then
+      blocked = { by = 0, at = math.huge }
+      break
+    end
+    local parts = {}
+    for i = 1, model do parts[i] = { i, head.a[i], ahead[i] * times } end
+    for _, each in ipairs(head.own or {}) do parts[#parts + 1] = { each[1], each[2], 0 } end
+    local at, by = now, nil
+    for _, part in ipairs(parts) do
+      local c = cell(part[1])
+      if not c.fails then
+        local fits = fitsAt(c, part[2], part[3])
+        if fits > at then at, by = fits, part[1] end
+      end
+    end
+    if not by then
+      for _, part in ipairs(parts) do
+        local c = cell(part[1])
+        if c.fails and not blocked then
+          local fits = fitsAt(c, part[2], part[3])
+          if fits > now then blocked = { by = part[1], at = fits, exceeds = c.u + c.h + part[3] } end
+        end
+      end
+    else
+      blocked = { by = by, at = at }
+    end
+    if blocked then break end
+    local marks, held = {}, {}
+    for _, part in ipairs(parts) do
+      local c, amount = cell(part[1]), part[2]
+      local mark = -1
+      if c.k == 'p' then
+        redis.call('ZADD', c.key, now + call.lease, head.id)
+        c.u = c.u + 1
+        marks[#marks + 1] = { part[1], 0, 0, 0 }
+      else
+        c.n = c.n + amount
+        if c.dated then
+          mark = date(c, amount)
+        else
+          c.h = c.h + amount
+          held[#held + 1] = { c.name, amount }
+        end
+        marks[#marks + 1] = { part[1], mark, c.n, c.cap - c.u - c.h }
+      end
+      c.dirty = true
+    end
+    if head.permit == 1 then
+      redis.call('ZADD', PERMITS, now + call.lease, head.id)
+      free = free - 1
+    end
+    if #held > 0 then
+      redis.call('HSET', HELD, head.id, cjson.encode(held))
+      redis.call('ZADD', LEASES, now + call.lease, head.id)
+    end
+    grants[j] = marks
+  end
+  local reply = { grants = grants }
+  if blocked then
+    local head = op.heads[#grants + 1]
+    reply.by = blocked.by
+    reply.wait = blocked.at == math.huge and -1 or blocked.at - now
+    reply.exceeds = blocked.exceeds
+    if op.claims and not blocked.exceeds and (blocked.by <= model) then
+      if #grants > 0 then leave() end
+      local due = math.min(blocked.at, now + call.poll)
+      redis.call('ZADD', LINE, 'NX', redis.call('HINCRBY', META, 'turn', 1), pid)
+      redis.call('HSET', CLAIMS, pid, cjson.encode({ due = due, permit = head.permit, a = head.a, config = call.config }))
+    else
+      leave()
+    end
+  else
+    leave()
+  end
+  return reply
+end
+
+-- Only what there is to say to everybody.
+function operations.hear() return 0 end
+
+function operations.leave()
+  leave()
+  return 0
+end
+
+-- Where what was without a date before this call has one now.
+local dated = {}
+
+-- Changes what a reservation was charged: { cell, mark, by, amount to date or -1, how long ago }.
+function operations.effects(op)
+  local kept = redis.call('HGET', HELD, op.id)
+  local held = kept and cjson.decode(kept) or {}
+  local marks = {}
+  for j, each in ipairs(op.list) do
+    local c, by, dates = cell(each[1]), each[3], each[4]
+    local name = op.id .. ' ' .. c.name
+    local mark = each[2] == -1 and dated[name] or each[2]
+    marks[j] = mark
+    if c.k == 'p' then
+      if redis.call('ZREM', c.key, op.id) > 0 then freed = true end
+    elseif mark == -1 then
+      -- Unless its lease has lapsed, and its charge has a date since then.
+      if kept then
+        c.h = c.h + by
+        for at, one in ipairs(held) do
+          if one[1] == c.name then
+            one[2] = one[2] + by
+            if dates ~= -1 then
+              c.h = c.h - dates
+              marks[j] = date(c, dates)
+              dated[name] = marks[j]
+              table.remove(held, at)
+            end
+            break
+          end
+        end
+        if by < 0 then freed = true end
+      end
+    elseif c.k == 's' then
+      if c.f and mark >= c.f and mark <= c.e and by ~= 0 then
+        redis.call('HINCRBYFLOAT', c.key, string.format('%d', mark), by)
+        c.u = c.u + by
+        if by < 0 then freed = true end
+      end
+    elseif c.k == 'f' then
+      if c.w == mark then
+        c.u = c.u + by
+        if by < 0 then freed = true end
+      end
+    elseif c.k == 'b' and by < 0 then
+      -- Of what is given back a full bucket keeps nothing: at least this much was missing all the time.
+      c.u = c.u - math.min(-by, math.max(0, mark - c.rate * each[5]), math.max(0, c.u))
+      freed = true
+    else
+      c.u = c.u + by
+      if by < 0 then freed = true end
+    end
+    c.dirty = true
+  end
+  if kept then
+    if #held == 0 then
+      redis.call('HDEL', HELD, op.id)
+      redis.call('ZREM', LEASES, op.id)
+    else
+      redis.call('HSET', HELD, op.id, cjson.encode(held))
+    end
+  end
+  return marks
+end
+
+function operations.release(op)
+  if redis.call('ZREM', PERMITS, unpack(op.ids)) > 0 then freed = true end
+  return 0
+end
+
+-- Others than these processes have used so much of a limit, as far as nobody else has said so before.
+function operations.lower(op)
+  local c = cell(op.cell)
+  if c.l ~= op.seen then return 0 end
+  date(c, op.by)
+  c.l = c.l + op.by
+  c.dirty = true
+  return 1
+end
+
+function operations.pause(op)
+  local c = cell(op.cell)
+  c.p = math.max(c.p, now + op.millis)
+  c.dirty = true
+  return 0
+end
+
+function operations.warm(op)
+  local c = cell(op.cell)
+  c.z = 1
+  c.dirty = true
+  return 0
+end
+
+-- Charges of earlier, which the server has lost: { cell, how long ago, amount }.
+function operations.replay(op)
+  for _, each in ipairs(op.list) do
+    local c = cell(each[1])
+    if c.k == 's' then
+      local k = math.floor((now - each[2]) / c.width)
+      if k > math.floor((now - c.len) / c.width) - 1 then
+        redis.call('HINCRBYFLOAT', c.key, string.format('%d', k), each[3])
+        c.u = c.u + each[3]
+        c.f = c.f and math.min(c.f, k) or k
+        c.e = c.e and math.max(c.e, k) or k
+      end
+    elseif c.k == 'b' then
+      c.u = math.max(0, c.u + each[3] - c.rate * each[2])
+    elseif c.k ~= 'p' and (c.k ~= 'f' or wall - each[2] >= c.from) then
+      c.u = c.u + each[3]
+    end
+    c.dirty = true
+  end
+  return 0
+end
+
+-- The leases of a process that is there, and the end of those that are not.
+function operations.beat(op)
+  local until_ = now + call.lease
+  for from = 1, #op.permits, 500 do
+    local add = {}
+    for i = from, math.min(#op.permits, from + 499) do
+      add[#add + 1] = until_
+      add[#add + 1] = op.permits[i]
+    end
+    redis.call('ZADD', PERMITS, unpack(add))
+  end
+  for _, token in ipairs(op.tokens) do redis.call('ZADD', LEASES, 'XX', until_, token) end
+  for _, each in ipairs(op.running) do redis.call('ZADD', KEYS[8 + each[1]], until_, each[2]) end
+  redis.call('ZADD', MEMBERS, until_, pid)
+  cull()
+  for i = 1, 8 + model do redis.call('PEXPIRE', KEYS[i], call.ttl) end
+  return { members = redis.call('ZCARD', MEMBERS) }
+end
+
+-- When a request fits behind others, if nothing but time passes; without what may be given back, if so asked.
+function operations.predict(op)
+  local at = now
+  for _, each in ipairs(op.list) do
+    local c, ahead = cell(each[1]), each[3]
+    if not c.fails and c.k ~= 'p' and not (op.earliest and c.returns) then
+      local sum = ahead + math.min(each[2], c.cap)
+      if c.k == 'b' then
+        local once = math.min(sum, c.cap)
+        at = math.max(at, fitsAt(c, once, 0) + (sum - once) / c.rate)
+      else
+        local lengths = math.max(0, math.ceil(sum / c.cap - 1e-9) - 1)
+        local length = c.len or (c.to and c.to - c.from) or math.huge
+        local first = fitsAt(c, sum - lengths * c.cap, 0)
+        at = math.max(at, lengths == 0 and first or first + lengths * length)
+      end
+    end
+  end
+  return at == math.huge and -1 or at - now
+end
+
+-- The budgets that have too little left: { cell, used, wait }.
+function operations.exceeds(op)
+  for _, each in ipairs(op.list) do
+    local c = cell(each[1])
+    local fits = fitsAt(c, each[2], 0)
+    if fits > now then return { each[1], c.u + c.h, fits == math.huge and -1 or fits - now } end
+  end
+  return 0
+end
+
+-- What is used of each limit, and when there is more.
+function operations.read()
+  local waits = {}
+  for i = 1, model do
+    local fits = fitsAt(cell(i), cells[i].unit, 0)
+    waits[i] = fits == math.huge and -1 or fits - now
+  end
+  return { waits = waits, permits = redis.call('ZCARD', PERMITS), members = redis.call('ZCARD', MEMBERS) }
+end
+
+function operations.bye(op)
+  if #op.permits > 0 and redis.call('ZREM', PERMITS, unpack(op.permits)) > 0 then freed = true end
+  leave()
+  forget(pid)
+  return 0
+end
+
+local answers = {}
+for i, op in ipairs(call.ops) do answers[i] = operations[op.op](op) end
+
+-- Those who wait for what has become free.
+if (freed or changed) and #line > 0 then
+  local sum, permits = {}, permitsFree()
+  for i = 1, model do sum[i] = 0 end
+  for _, each in ipairs(line) do
+    if not each.mine and each.claim and each.claim.config == call.config then
+      local fits = each.claim.permit == 0 or permits >= 1
+      for i = 1, model do
+        if fits and not cells[i].fails and fitsAt(cell(i), each.claim.a[i] or 0, sum[i]) > now then fits = false end
+      end
+      if not fits then break end
+      permits = permits - each.claim.permit
+      for i = 1, model do sum[i] = sum[i] + (each.claim.a[i] or 0) end
+      -- Once: it is on its way then.
+      if each.claim.due > now then
+        each.claim.due = now
+        redis.call('HSET', CLAIMS, each.pid, cjson.encode(each.claim))
+        redis.call('PUBLISH', call.channel .. each.pid, call.id)
+      end
+    end
+  end
+end
+
+local sync = {}
+for i = 1, model do
+  local c = cell(i)
+  sync[i] = { c.u, c.h, c.n, c.l, math.max(0, c.p - now), now - c.z, c.cap }
+end
+-- What has lapsed is gone from all that was looked at.
+for i, c in pairs(loaded) do
+  if c.dirty or c.isNew then save(i) end
+end
+local reply = cjson.encode({ wall = wall, epoch = meta[4], answers = answers, sync = sync })
+if not call.last then redis.call('HSET', REPLIES, pid, call.seq, pid .. ':reply', reply) end
+return reply
+`
+
+/** The script: what a process says goes in as text, and what it is told comes out as text. */
+export const decide = Redis.script(
+  (keys: ReadonlyArray<string>, call: string) => [...keys, call],
+  { lua, numberOfKeys: (keys) => keys.length }
+).withReturnType<string>()

@@ -1,0 +1,228 @@
+/**
+ * The meter of a limit that is counted on the server. It decides nothing: it knows what the server last said, and turns
+ * what becomes of a charge into effects that the server is told.
+ */
+import type * as RateLimiter from "../../RateLimiter.ts"
+import type { History, Mark, Meter } from "../meters/meter.ts"
+import type { LimitMeter, Sent } from "../meters/meters.ts"
+import { type Cell, cellsOf } from "./cells.ts"
+
+/** A part of a charge, in one cell. */
+export interface Part {
+  readonly cell: Cell
+  readonly meter: SharedMeter
+  /** The reservation. */
+  readonly id: string
+  /** Where it is: a slice, a window, or what was missing of a bucket. -1 without a date. */
+  mark: number
+  /** Its date, or its latest change, in local time. */
+  at: number
+}
+
+/** A change of a part: by an amount, and, if it gets its date, of so much. */
+export interface Effect {
+  readonly part: Part
+  readonly by: number
+  readonly dates: number | undefined
+}
+
+/** What a server says of a cell: used, held, sent, taken away, paused for, how old it is, its capacity. */
+export type Told = readonly [number, number, number, number, number, number, number]
+
+/** What was charged when, by slices, as far as it may still count: for a server that has lost it. */
+class Book {
+  private readonly resolution: number
+  private readonly amounts = new Map<number, number>()
+
+  constructor(length: number) {
+    this.resolution = Number.isFinite(length) ? length / 1024 : 60_000
+  }
+
+  add(at: number, amount: number): void {
+    const slice = Math.floor(at / this.resolution)
+    this.amounts.set(slice, (this.amounts.get(slice) ?? 0) + amount)
+    // By date, but for what was changed since: the first ones are as good as gone.
+    if (this.amounts.size > 2048) this.amounts.delete(this.amounts.keys().next().value!)
+  }
+
+  since(at: number): ReadonlyArray<{ readonly at: number; readonly amount: number }> {
+    return Array.from(this.amounts, ([slice, amount]) => ({ at: (slice + 1) * this.resolution, amount }))
+      .filter((each) => each.at >= at && each.amount > 0)
+  }
+}
+
+export interface Outbox {
+  readonly effects: (id: string, effects: ReadonlyArray<Effect>) => void
+  readonly lower: (cell: Cell, by: number, seen: number) => void
+  readonly warm: (cell: Cell) => void
+}
+
+// What counts is asked for what is kept for tenants, of which there is nothing where limits are shared.
+const asMeter = (meter: SharedMeter): Meter => meter as unknown as Meter
+
+// The two places where an opaque mark is made and read back.
+const mark = (parts: ReadonlyArray<Part>): Mark => parts as unknown as Mark
+const own = (mark: Mark): ReadonlyArray<Part> => mark as unknown as ReadonlyArray<Part>
+
+export class SharedMeter implements LimitMeter {
+  readonly cells: ReadonlyArray<Cell>
+  readonly pacing = []
+  readonly atOnce = 0
+  readonly book: Book
+  /** What is there after the charge that is being made. */
+  readonly shared: { sent: number; available: number } = { sent: 0, available: 0 }
+  enforced: number
+  largest = 1
+  lowered = 0
+  /** Reservations without a date that are this process's own. */
+  held: () => number = () => 0
+  /** When there is more, for as long as that is asked. */
+  next: number | undefined
+  /** What the server has granted, until it is charged. */
+  private granted: ReadonlyArray<Part> = []
+  private total = 0
+  private ceiling = Number.POSITIVE_INFINITY
+  private limit: RateLimiter.Limit
+  private readonly outbox: Outbox
+
+  constructor(limit: RateLimiter.Limit, prefix: string, margin: number, outbox: Outbox) {
+    this.limit = limit
+    this.cells = cellsOf(limit, prefix, margin)
+    this.enforced = limit.limit
+    this.book = new Book(limit.timePeriod!)
+    this.outbox = outbox
+  }
+
+  get counting(): LimitMeter["counting"] {
+    return [asMeter(this)]
+  }
+
+  get capacity(): number {
+    return Math.min(this.enforced, this.ceiling)
+  }
+
+  /** What the server says. */
+  told([used, held, , lowered, , , capacity]: Told): void {
+    this.total = used + held
+    this.lowered = lowered
+    const { algorithm } = this.limit
+    this.ceiling = algorithm === "tokenBucket" ? Number.POSITIVE_INFINITY : capacity
+  }
+
+  /** Before a charge is made: what the server has put where. */
+  grant(
+    id: string,
+    marks: ReadonlyArray<readonly [number, number, number, number]>,
+    amount: number,
+    now: number
+  ): void {
+    const [, , sent, available] = marks[0]!
+    this.shared.sent = sent
+    this.shared.available = available
+    this.book.add(now, amount)
+    this.granted = marks.map(([, mark], index) => ({
+      cell: this.cells[index]!,
+      meter: this,
+      id,
+      mark,
+      at: now
+    }))
+  }
+
+  used(_now: number): number {
+    return this.total - this.held()
+  }
+
+  available(now: number): number {
+    return this.capacity - this.used(now)
+  }
+
+  fitsAt(_amount: number, _held: number, now: number): number {
+    return this.next ?? now
+  }
+
+  through(_ahead: number, _amount: number, _held: number, now: number): number {
+    return now
+  }
+
+  send(sent: Sent, _now: number): void {
+    sent.paced = [mark(this.granted)]
+  }
+
+  date({ amount, paced }: Sent, now: number): void {
+    const parts = own(paced[0]!)
+    this.apply(parts.filter(({ cell, mark }) => !cell.paces && mark === -1), 0, amount, now)
+  }
+
+  landed(_sent: Sent, _now: number): void {}
+
+  adjust(sent: Sent, by: number, now: number): boolean {
+    if (by === 0) return own(sent.paced[0]!).some((part) => this.counts(part, now))
+    const parts = own(sent.paced[0]!).filter((part) => this.counts(part, now))
+    this.apply(parts, by, undefined, now)
+    const changed = parts.some(({ cell }) => !cell.paces)
+    if (changed) sent.amount += by
+    return changed
+  }
+
+  lower(available: number, now: number): void {
+    const by = this.available(now) - available
+    if (by <= 0) return
+    this.outbox.lower(this.cells[0]!, by, this.lowered)
+    this.total += by
+    this.lowered += by
+  }
+
+  raise(_available: number, _now: number): void {}
+
+  confirmOthers(_unseen: number, _now: number): number {
+    return 0
+  }
+
+  warm(_now: number): void {
+    for (const cell of this.cells) if (cell.paces) this.outbox.warm(cell)
+  }
+
+  pace(_isPaced: boolean, _now: number): void {}
+
+  setLimit(limit: number, _now: number): void {
+    this.enforced = limit
+  }
+
+  configure(limit: RateLimiter.Limit): void {
+    this.limit = limit
+  }
+
+  charge(_amount: number, _now: number): Mark {
+    return mark([])
+  }
+
+  history(_now: number): History {
+    return { entries: [], find: () => undefined }
+  }
+
+  since(now: number): number {
+    return now - this.limit.timePeriod!
+  }
+
+  replay(): ReadonlyArray<Mark> {
+    return []
+  }
+
+  part(all: ReadonlyArray<Mark>): ReadonlyArray<Mark> {
+    return all
+  }
+
+  /** Whether a change of it still means something. */
+  private counts({ at, cell, mark }: Part, now: number): boolean {
+    if (mark === -1 || cell.kind === "total") return true
+    return now - at < cell.length * (1 + 1 / 1024)
+  }
+
+  private apply(parts: ReadonlyArray<Part>, by: number, dates: number | undefined, now: number): void {
+    if (parts.length === 0) return
+    this.outbox.effects(parts[0]!.id, parts.map((part) => ({ part, by, dates })))
+    if (by !== 0) this.book.add(parts[0]!.at, by)
+    if (dates !== undefined) { for (const part of parts) part.at = now }
+  }
+}
