@@ -1,0 +1,439 @@
+/**
+ * The queue manager whose requests are stored. In front is what all processes see, the store; behind it a queue in memory,
+ * in which what this process has taken waits for the limits and is processed.
+ */
+import * as Clock from "effect/Clock"
+import * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
+import * as Stream from "effect/Stream"
+import * as QueueError from "../../QueueError.ts"
+import type * as QueueManager from "../../QueueManager.ts"
+import * as QueueRequest from "../../QueueRequest.ts"
+import type * as QueueResponse from "../../QueueResponse.ts"
+import type { AnyModel, AnyRequest, Failure, ProcessorFailure, Snapshot } from "../entry.ts"
+import * as memory from "../manager.ts"
+import type { Processor } from "../modelQueue.ts"
+import * as settings from "../settings.ts"
+import type { StoredJob } from "./engine.ts"
+import * as models from "./model.ts"
+import { endOf, idOf } from "./queue.ts"
+
+type Unopened = QueueError.InvalidConfiguration | QueueError.QueueUnavailable | QueueError.QueueShutdown
+
+type Service = QueueManager.QueueManager["Service"]
+type Untyped = { readonly [K in keyof Service]: unknown }
+
+// Inside it models are untyped, as in the manager in memory; the types come back here.
+const typed = (manager: Untyped) => manager as unknown as Service
+
+const untyped = (manager: Service) =>
+  manager as unknown as {
+    readonly registerQueue: models.Local["register"]
+    readonly submitRequest: models.Local["submit"]
+  }
+
+/** How many stored requests are looked at by what is about many. */
+const mostListed = 10_000
+/** How often a queue that drains is looked at. */
+const drained = 200
+
+const modelIdOf = (model: AnyModel | string): string => typeof model === "string" ? model : model.modelId
+
+export const make = Effect.fnUntraced(function*(options: models.Options, inMemory: QueueManager.Options) {
+  const clock = yield* Clock.Clock
+  const scope = yield* Scope.Scope
+  const inner = yield* memory.make(inMemory)
+  const own = untyped(inner)
+  const opened = new Map<string, models.Model>()
+  const registered = new Map<string, Scope.Closeable>()
+  const opening = Semaphore.makeUnsafe(1)
+  let isOpen = true
+
+  const local: models.Local = {
+    register: (model, processor) => own.registerQueue(model, processor),
+    submit: (request) => own.submitRequest(request),
+    cancel: (modelId, id) => Effect.ignore(inner.cancelRequest(modelId, id)),
+    cancelWaiting: (modelId) => Effect.ignore(inner.cancelRequests(modelId, { status: "pending" })),
+    setPaused: (modelId, isPaused) => Effect.ignore(isPaused ? inner.pauseQueue(modelId) : inner.resumeQueue(modelId)),
+    info: (modelId) => Effect.orElseSucceed(inner.getQueueInfo(modelId), () => undefined)
+  }
+
+  // Models ---------------------------------------------------------------------------------------------------------
+
+  /** The stored queue of a model, opened when it is first needed. */
+  const open = (model: AnyModel): Effect.Effect<models.Model, Unopened> =>
+    Effect.suspend(() => {
+      const found = opened.get(model.modelId)
+      if (found !== undefined) return Effect.succeed(found)
+      return opening.withPermit(Effect.suspend((): Effect.Effect<models.Model, Unopened> => {
+        const found = opened.get(model.modelId)
+        if (found !== undefined) return Effect.succeed(found)
+        if (!isOpen) return Effect.fail(new QueueError.QueueShutdown({ modelId: model.modelId, requestId: undefined }))
+        const config = settings.resolve(model.modelId, model.definition, settings.defaultShutdown)
+        if (!("modelId" in config)) {
+          const modelId = settings.nameOf(model.modelId)
+          return Effect.fail(new QueueError.InvalidConfiguration({ modelId, problems: config }))
+        }
+        return Effect.map(Scope.provide(models.make(model, config, options, local), scope), (made) => {
+          opened.set(made.modelId, made)
+          return made
+        })
+      }))
+    })
+
+  const known = (model: AnyModel | string): Effect.Effect<models.Model, QueueError.ModelNotRegistered> =>
+    Effect.suspend(() => {
+      const found = opened.get(modelIdOf(model))
+      return found === undefined
+        ? Effect.fail(new QueueError.ModelNotRegistered({ modelId: settings.nameOf(modelIdOf(model)) }))
+        : Effect.succeed(found)
+    })
+
+  // A value says what it is, so any process can ask about it.
+  const modelOf = (model: AnyModel | string) =>
+    typeof model === "string"
+      ? known(model)
+      : Effect.mapError(
+        open(model),
+        () => new QueueError.ModelNotRegistered({ modelId: settings.nameOf(model.modelId) })
+      )
+
+  interface Registration {
+    readonly model: AnyModel
+    readonly processor: Processor
+  }
+
+  const register = (items: ReadonlyArray<Registration>) =>
+    Effect.uninterruptible(Effect.gen(function*() {
+      const outer = yield* Scope.Scope
+      for (const { model, processor } of items) {
+        if (registered.has(model.modelId)) {
+          return yield* new QueueError.ModelAlreadyRegistered({ modelId: model.modelId })
+        }
+        if (typeof processor !== "function") {
+          const problems = ["processor: expected a function of the request to an Effect"]
+          return yield* new QueueError.InvalidConfiguration({ modelId: model.modelId, problems })
+        }
+      }
+      const mine = yield* Scope.make()
+      const close = (exit: Exit.Exit<unknown, unknown>) =>
+        Effect.suspend(() => {
+          for (const { model } of items) if (registered.get(model.modelId) === mine) registered.delete(model.modelId)
+          return Scope.close(mine, exit)
+        })
+      for (const { model } of items) registered.set(model.modelId, mine)
+      yield* Effect.forEach(
+        items,
+        ({ model, processor }) => Effect.flatMap(open(model), (model) => Scope.provide(model.serve(processor), mine)),
+        { discard: true }
+      ).pipe(
+        Effect.onError((cause) => close(Exit.failCause(cause)))
+      )
+      yield* Scope.addFinalizerExit(outer, close)
+    }))
+
+  // Requests -------------------------------------------------------------------------------------------------------
+
+  const submitRequest = (request: AnyRequest): Effect.Effect<Snapshot, Failure> =>
+    Effect.flatMap(
+      // A model that cannot be stored is the caller's mistake.
+      Effect.catchTag(open(request.model), "InvalidConfiguration", ({ modelId, problems }) =>
+        Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(request.id), problems }))),
+      (model) =>
+        model.submit(request)
+    )
+
+  /** What the store answers in time; else there is nothing, which the log says. */
+  const readable = <A>(effect: Effect.Effect<A, string>, otherwise: A): Effect.Effect<A> =>
+    Effect.catch(effect, (reason) => Effect.as(Effect.logWarning(`The store does not answer: ${reason}`), otherwise))
+
+  // Where a signature has no error for it, a store that is away is a defect.
+  const orDie = <A>(
+    effect: Effect.Effect<A, QueueError.RequestNotFound | QueueError.QueueUnavailable>
+  ): Effect.Effect<A, QueueError.RequestNotFound> => Effect.catchTag(effect, "QueueUnavailable", Effect.die)
+
+  /** The stored requests that have not ended and are meant, what is taken first. */
+  const meant = Effect.fnUntraced(function*(model: models.Model, filter: QueueManager.RequestFilter) {
+    const matches = settings.requestFilter(filter)
+    if (typeof matches !== "function") {
+      return yield* new QueueError.InvalidRequest({ modelId: model.modelId, requestId: "", problems: matches })
+    }
+    const jobs = yield* readable(
+      model.queue.ask((queue) => queue.getJobs(["active", "prioritized", "waiting"], 0, mostListed - 1, true)),
+      []
+    )
+    const at = model.now()
+    const described = yield* Effect.forEach(
+      jobs.filter((job): job is StoredJob => job !== undefined && endOf(job) === undefined),
+      (job) => Effect.map(model.snapshot(job), (response) => ({ job, response }))
+    )
+    return yield* Effect.try({
+      try: () =>
+        described.filter(({ job: { data, id }, response }) =>
+          matches({
+            id: idOf(id),
+            tenant: data.options.tenant,
+            labels: data.options.labels,
+            headStart: data.headStart,
+            status: response.status === "processing" ? "processing" : "pending",
+            age: at - data.createdAt
+          }, () => response)
+        ),
+      catch: (error) =>
+        new QueueError.InvalidRequest({
+          modelId: model.modelId,
+          requestId: "",
+          problems: [`filter.where: threw ${settings.show(error)}`]
+        })
+    })
+  })
+
+  const info = Effect.fnUntraced(function*(model: models.Model): Effect.fn.Return<QueueManager.QueueInfo> {
+    const counts = yield* readable(
+      model.queue.ask((queue) =>
+        queue.getJobCounts("active", "prioritized", "waiting", "paused", "completed", "failed")
+      ),
+      {}
+    )
+    const isPaused = yield* readable(model.queue.ask((queue) => queue.isPaused()), false)
+    const here = yield* local.info(model.modelId)
+    const taken = here?.depth ?? 0
+    const { active = 0, completed = 0, failed = 0, paused = 0, prioritized = 0, waiting = 0 } = counts
+    return {
+      modelId: model.modelId,
+      state: here?.state === "closing" || here?.state === "closed"
+        ? here.state
+        : isPaused
+        ? "paused"
+        : model.isDraining()
+        ? "draining"
+        : "open",
+      capacity: model.config.capacity,
+      depth: prioritized + waiting + paused + taken,
+      suspended: 0,
+      running: Math.max(0, active - taken),
+      completed,
+      failed,
+      cancelled: here?.cancelled ?? 0,
+      rateLimiters: here?.rateLimiters ?? [],
+      reservations: here?.reservations ?? [],
+      provider: here?.provider
+    }
+  })
+
+  const isEmpty = (model: models.Model) =>
+    Effect.map(
+      readable(model.queue.ask((queue) => queue.getJobCounts("active", "prioritized", "waiting", "paused")), {
+        active: 1
+      }),
+      (counts) => Object.values(counts).every((count) => count === 0)
+    )
+
+  const letters = Effect.fnUntraced(function*(model: models.Model) {
+    const { letterCount } = model.config
+    if (letterCount === 0) return []
+    const jobs = yield* readable(model.queue.ask((queue) => queue.getJobs(["failed"], 0, letterCount - 1, false)), [])
+    const listed = yield* Effect.forEach(
+      jobs.filter((job) => job !== undefined).toReversed(),
+      Effect.fnUntraced(function*(job) {
+        const response = yield* model.snapshot(job)
+        const params = yield* Effect.exit(model.codecs.params.decode(job.data.params))
+        if (response.status !== "failed" || Exit.isFailure(params)) return []
+        const { headStart, options } = job.data
+        return [{
+          requestId: response.requestId,
+          request: QueueRequest.make(model.model as AnyRequest["model"], {
+            ...options,
+            id: response.requestId,
+            params: params.value,
+            priority: headStart / 1000
+          }),
+          response,
+          failedAt: job.finishedOn ?? clock.currentTimeMillisUnsafe(),
+          job
+        }]
+      })
+    )
+    return listed.flat()
+  })
+
+  const close = (shutdown: Effect.Effect<void>): Effect.Effect<void> =>
+    Effect.suspend(() => {
+      isOpen = false
+      const scopes = new Set(registered.values())
+      registered.clear()
+      return Effect.andThen(
+        Effect.forEach(scopes, (scope) => Scope.close(scope, Exit.void), { concurrency: "unbounded", discard: true }),
+        shutdown
+      )
+    })
+  yield* Effect.addFinalizer(() => close(Effect.void))
+
+  const noStreams = (model: AnyModel) => ({
+    modelId: settings.nameOf(modelIdOf(model)),
+    problems: ["a stream cannot be stored: register its model in a queue in memory"]
+  })
+
+  return typed({
+    registerQueue: (model: AnyModel, processor: Processor) => register([{ model, processor }]),
+    registerAllQueues: (items: ReadonlyArray<AnyModel | Registration>, processor?: Processor) =>
+      register(items.map((item) => "processor" in item ? item : { model: item, processor: processor! })),
+    registerStream: (model: AnyModel) => Effect.fail(new QueueError.InvalidConfiguration(noStreams(model))),
+    stream: (model: AnyModel) => Stream.fail(new QueueError.InvalidRequest({ ...noStreams(model), requestId: "" })),
+    unregisterQueue: Effect.fn("QueueManager.unregisterQueue")(function*(model: AnyModel | string) {
+      const scope = registered.get(modelIdOf(model))
+      if (scope === undefined) return yield* new QueueError.ModelNotRegistered({ modelId: modelIdOf(model) })
+      registered.delete(modelIdOf(model))
+      yield* Scope.close(scope, Exit.void)
+    }),
+    submitRequest,
+    submit: (model: AnyRequest["model"], params: unknown, options?: QueueRequest.RequestOptions) =>
+      Effect.suspend(() => submitRequest(QueueRequest.make(model, { ...options, params }))),
+    awaitCompletion: Effect.fn("QueueManager.awaitCompletion")(
+      function*(of: AnyModel | QueueResponse.Pending<unknown, ProcessorFailure>, requestId?: string) {
+        const id = "requestId" in of ? of.requestId : String(requestId)
+        const model = yield* modelOf("requestId" in of ? of.modelId : of)
+        return yield* Effect.catchTag(model.awaitCompletion(id), "QueueUnavailable", Effect.die)
+      }
+    ),
+    cancelRequest: Effect.fn("QueueManager.cancelRequest")(function*(model: AnyModel | string, requestId: string) {
+      return yield* orDie((yield* modelOf(model)).cancel(requestId))
+    }),
+    cancelRequests: Effect.fn("QueueManager.cancelRequests")(
+      function*(of: AnyModel | string, filter: QueueManager.RequestFilter) {
+        const model = yield* modelOf(of)
+        const cancelled = yield* Effect.forEach(
+          yield* meant(model, filter),
+          ({ job }) => orDie(model.end(job)),
+          { concurrency: 16 }
+        )
+        return cancelled.filter((isCancelled) => isCancelled).length
+      }
+    ),
+    changePriority: Effect.fn("QueueManager.changePriority")(
+      function*(of: AnyModel | string, requestId: string, priority: unknown) {
+        const model = yield* modelOf(of)
+        const job = yield* orDie(model.find(requestId))
+        const headStart = settings.headStart(priority)
+        if (typeof headStart === "string") {
+          const problems = [`priority: ${headStart}`]
+          return yield* new QueueError.InvalidRequest({ modelId: model.modelId, requestId, problems })
+        }
+        if (endOf(job) !== undefined || model.isTaken(job)) return false
+        yield* readable(
+          model.queue.ask(() =>
+            job.updateData({ ...job.data, headStart }).then(() =>
+              job.changePriority({ priority: model.priorityOf(job.data.createdAt, headStart) })
+            )
+          ),
+          undefined
+        )
+        return true
+      }
+    ),
+    pauseQueue: Effect.fn("QueueManager.pauseQueue")(function*(of: AnyModel | string) {
+      const model = yield* modelOf(of)
+      yield* readable(model.queue.ask((queue) => queue.pause()), undefined)
+      yield* local.setPaused(model.modelId, true)
+    }),
+    resumeQueue: Effect.fn("QueueManager.resumeQueue")(function*(of: AnyModel | string) {
+      const model = yield* modelOf(of)
+      model.setDraining(false)
+      yield* readable(model.queue.ask((queue) => queue.resume()), undefined)
+      yield* local.setPaused(model.modelId, false)
+    }),
+    drainQueue: Effect.fn("QueueManager.drainQueue")(function*(of: AnyModel | string) {
+      const model = yield* modelOf(of)
+      model.setDraining(true)
+      while (model.isDraining()) {
+        if (yield* isEmpty(model)) return true
+        yield* Effect.sleep(drained)
+      }
+      return false
+    }),
+    deadLetters: Effect.fn("QueueManager.deadLetters")(function*(model: AnyModel | string) {
+      return (yield* letters(yield* modelOf(model))).map(({ job: _, ...letter }) => letter)
+    }),
+    resubmitDeadLetter: Effect.fn("QueueManager.resubmitDeadLetter")(
+      function*(of: AnyModel | string, requestId: string, options?: QueueRequest.RequestOptions) {
+        const model = yield* modelOf(of)
+        const letter = (yield* letters(model)).find((letter) => letter.requestId === requestId)
+        if (letter === undefined) return yield* model.notFound(requestId)
+        const { request } = letter
+        const again = QueueRequest.make<unknown, unknown, ProcessorFailure, false>(request.model, {
+          ...request,
+          id: undefined,
+          ...options,
+          params: request.params,
+          waitForCompletion: false
+        })
+        const data = yield* model.accept(again)
+        yield* readable(model.queue.ask(() => letter.job.remove()), undefined)
+        return model.pending(again.id, data)
+      }
+    ),
+    removeDeadLetters: Effect.fn("QueueManager.removeDeadLetters")(
+      function*(of: AnyModel | string, requestIds?: ReadonlyArray<string>) {
+        const model = yield* modelOf(of)
+        const chosen = (yield* letters(model)).filter(({ requestId }) => requestIds?.includes(requestId) ?? true)
+        for (const { job } of chosen) yield* readable(model.queue.ask(() => job.remove()), undefined)
+        return chosen.length
+      }
+    ),
+    getStatus: Effect.fn("QueueManager.getStatus")(function*(of: AnyModel | string, requestId: string) {
+      const model = yield* modelOf(of)
+      return yield* model.snapshot(yield* orDie(model.find(requestId)))
+    }),
+    getRequests: Effect.fn("QueueManager.getRequests")(
+      function*(
+        of: AnyModel | string,
+        filter?: QueueManager.RequestFilter,
+        options?: { readonly limit?: number | undefined }
+      ) {
+        const model = yield* modelOf(of)
+        const problems: Array<string> = []
+        const most = settings.whole("limit", options?.limit, 100, problems)
+        if (problems.length > 0) {
+          return yield* new QueueError.InvalidRequest({ modelId: model.modelId, requestId: "", problems })
+        }
+        const listed = yield* meant(model, filter ?? {})
+        const order = ({ job: { data }, response }: typeof listed[number]) =>
+          (response.status === "processing" ? -1e15 : 0) + data.createdAt - data.headStart
+        return listed.toSorted((a, b) => order(a) - order(b)).slice(0, most).map(
+          ({ job: { data }, response }): QueueManager.ActiveRequest => ({
+            requestId: response.requestId,
+            status: response.status === "processing" ? "processing" : "pending",
+            tenant: data.options.tenant,
+            priority: data.headStart / 1000,
+            labels: data.options.labels ?? {},
+            createdAt: data.createdAt,
+            queueTime: response.queueTime,
+            processingTime: response.processingTime,
+            attempts: response.attempts,
+            predictedWait: response.status === "processing" ? undefined : Duration.infinity
+          })
+        )
+      }
+    ),
+    getQueueInfo: Effect.fn("QueueManager.getQueueInfo")(function*(model: AnyModel | string) {
+      return yield* info(yield* modelOf(model))
+    }),
+    estimateWait: (model: AnyModel, options?: QueueRequest.EstimateOptions<never>) =>
+      inner.estimateWait(model as never, options),
+    getAllQueuesInfo: Effect.suspend(() =>
+      Effect.map(
+        Effect.forEach(Array.from(opened.values()), info),
+        (infos) => new Map(infos.map((info) => [info.modelId, info]))
+      )
+    ),
+    getRegisteredModels: Effect.sync(() => isOpen ? Array.from(registered.keys()) : []),
+    updateTokenUsage: (...args: Parameters<Service["updateTokenUsage"]>) => inner.updateTokenUsage(...args),
+    updateRateLimiters: (...args: Parameters<Service["updateRateLimiters"]>) => inner.updateRateLimiters(...args),
+    changeLimit: (...args: Parameters<Service["changeLimit"]>) => inner.changeLimit(...args),
+    shutdownAll: (options?: QueueManager.Options["shutdown"]) => close(inner.shutdownAll(options)),
+    events: inner.events
+  })
+})
