@@ -172,6 +172,7 @@ class Log {
 }
 
 class All implements LimitMeter {
+  readonly shared = undefined
   readonly counting: LimitMeter["counting"]
   readonly pacing: ReadonlyArray<Meter>
   readonly setLimit: LimitMeter["setLimit"]
