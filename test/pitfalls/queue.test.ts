@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Schedule, Schema } from "effect"
+import { Cause, Clock, Context, Deferred, Duration, Effect, Exit, Fiber, Layer, Schedule, Schema } from "effect"
 import { ModelConfig, ProviderProfile, QueueError, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import { setImmediate } from "node:timers/promises"
@@ -514,6 +514,26 @@ describe("pitfalls: queue", () => {
       yield* fails(submit(manager, Refused, 429))
       yield* manager.shutdownAll()
       yield* fails(manager.submit(Model, "too late", estimate))
+      // Limits that are elsewhere: where others have other ones, and where they cannot be reached.
+      const inMemory = yield* RateLimiter.RateLimiter
+      const elsewhere = (make: typeof inMemory.make) =>
+        Effect.provideService(
+          Effect.map(Layer.build(Layer.fresh(QueueManager.layer)), (built) =>
+            Context.get(built, QueueManager.QueueManager)),
+          RateLimiter.RateLimiter,
+          { make }
+        )
+      const conflict = new QueueError.LimitConflict({ modelId: "errors", ours: "[]", theirs: "[]", processes: 1 })
+      const others = yield* elsewhere(() => Effect.fail(conflict))
+      yield* fails(others.registerQueue(Model, () => Effect.never))
+      const away = yield* elsewhere((...args) =>
+        Effect.map(inMemory.make(...args), (limiter): RateLimiter.Limiter => ({
+          ...limiter,
+          admit: () => Effect.succeed({ _tag: "Unavailable", reason: "it is away" })
+        }))
+      )
+      yield* away.registerQueue(Model, () => Effect.never)
+      yield* fails(away.submit(Model, "not let in", estimate))
       const declared = Object.keys(QueueError).filter((name) => name !== "isQueueError")
       assert.sameMembers(Array.from(happened), declared)
     }).pipe(Effect.provide(Manager)))
