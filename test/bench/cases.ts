@@ -4,6 +4,7 @@ import { Deferred, Effect, Layer, type Scope, Stream, Tracer } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import * as QueueApi from "effect-llm-queue/Api"
 import * as Metrics from "effect-llm-queue/Metrics"
+import * as QueueRedis from "effect-llm-queue/Redis"
 import { FetchHttpClient, HttpClient, HttpRouter, HttpServer } from "effect/http"
 import { createServer } from "node:http"
 import { cpuUsage, memoryUsage } from "node:process"
@@ -27,8 +28,10 @@ export interface Case {
   readonly run: (part: string) => Promise<ReadonlyArray<Figure>>
 }
 
-const promise = <A, E>(effect: Effect.Effect<A, E, Scope.Scope | QueueManager.QueueManager>): Promise<A> =>
-  Effect.runPromise(effect.pipe(Effect.scoped, Effect.provide(subjects.Manager)))
+const promise = <A, E>(
+  effect: Effect.Effect<A, E, Scope.Scope | QueueManager.QueueManager>,
+  manager = subjects.Manager
+): Promise<A> => Effect.runPromise(effect.pipe(Effect.scoped, Effect.provide(manager)))
 
 export const quantile = (values: ReadonlyArray<number>, q: number): number =>
   values.toSorted((a, b) => a - b)[Math.min(values.length - 1, Math.floor(q * values.length))]!
@@ -39,7 +42,7 @@ const used = (): number => {
 }
 
 /** One request at a time, with the event loop at rest between them. */
-const idle = () =>
+const idle = (manager = subjects.Manager) =>
   promise(
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager
@@ -62,8 +65,37 @@ const idle = () =>
         ends.push(ended - asked)
       }
       return [starts, ends] as const
-    })
+    }),
+    manager
   )
+
+const idleFigures = (subject: string, times: ReadonlyArray<readonly [string, ReadonlyArray<number>]>) =>
+  times.flatMap(([what, values]) =>
+    [0.5, 0.99].map((q): Figure => ({
+      subject,
+      metric: `submit to ${what}, p${q * 100}`,
+      unit: "ms",
+      value: quantile(values, q)
+    }))
+  )
+
+/** Limits on a Redis of its own: a backlog, and one request at a time. */
+const shared = async (part: string): Promise<ReadonlyArray<Figure>> => {
+  const { stop, url } = await subjects.startRedis(part === "in memory" ? "no" : "yes")
+  const manager = QueueManager.layer.pipe(
+    Layer.fresh,
+    Layer.provide(QueueRedis.layer()),
+    Layer.provide(QueueRedis.layerClient(url))
+  )
+  const shape = { requests: 20_000, priorities: 1, yields: false }
+  const millis = await subjects.ours(shape, manager)
+  const [starts] = await idle(manager)
+  stop()
+  return [
+    { subject: part, metric: "throughput", unit: "requests/s", value: shape.requests / millis * 1000 },
+    ...idleFigures(part, [["start", starts]])
+  ]
+}
 
 /** How late a request is admitted after the instant that the limiter named, beside a bare timer in the same process. */
 const wakeUp = () => {
@@ -266,16 +298,10 @@ export const cases: ReadonlyArray<Case> = [
     parts: ["ours"],
     run: async (subject) => {
       const [starts, ends] = await idle()
-      return ([["start", starts], ["result", ends]] as const).flatMap(([what, values]) =>
-        [0.5, 0.99].map((q) => ({
-          subject,
-          metric: `submit to ${what}, p${q * 100}`,
-          unit: "ms",
-          value: quantile(values, q)
-        }))
-      )
+      return idleFigures(subject, [["start", starts], ["result", ends]])
     }
   },
+  ...(subjects.hasRedis ? [{ name: "shared", parts: ["in memory", "appended to a file"], run: shared }] : []),
   {
     name: "wake-up",
     parts: ["ours"],

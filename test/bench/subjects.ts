@@ -9,7 +9,10 @@ import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm
 import { RateLimiter as EffectLimiter } from "effect/persistence"
 import { RateLimiter as Limiter } from "limiter"
 import { spawn, spawnSync } from "node:child_process"
+import { mkdtempSync, rmSync } from "node:fs"
 import { type AddressInfo, createServer } from "node:net"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import PQueue from "p-queue"
 
 export interface Shape {
@@ -176,20 +179,25 @@ const effectLimiter = ({ requests, yields }: Shape) =>
     )
   )
 
-/** A server of its own that writes nothing to the disk. */
-const startRedis = async () => {
+/** A server of its own that writes nothing to the disk, if not told otherwise. */
+export const startRedis = async (appends: "yes" | "no" = "no") => {
+  const directory = mkdtempSync(join(tmpdir(), "llmq-bench-"))
   const port = await new Promise<number>((resolve) => {
     const server = createServer().listen(0, "127.0.0.1", () => {
       const { port } = server.address() as AddressInfo
       server.close(() => resolve(port))
     })
   })
-  const args = ["--bind", "127.0.0.1", "--port", `${port}`, "--save", "", "--appendonly", "no"]
+  const args = ["--bind", "127.0.0.1", "--port", `${port}`, "--save", "", "--appendonly", appends, "--dir", directory]
   const child = spawn("redis-server", args, { stdio: ["ignore", "pipe", "inherit"] })
   await new Promise<void>((resolve) =>
     child.stdout.on("data", (text: Buffer) => text.includes("Ready to accept connections") && resolve())
   )
-  return { port, stop: () => void child.kill() }
+  const stop = () => {
+    child.kill("SIGKILL")
+    rmSync(directory, { recursive: true, force: true })
+  }
+  return { port, url: `redis://127.0.0.1:${port}`, stop }
 }
 
 /** Jobs in Redis that survive a crash, done by a worker of the same process: what a durable queue costs. */
@@ -220,7 +228,7 @@ const bullmq = async (shape: Shape): Promise<number> => {
   return taken
 }
 
-const hasRedis = spawnSync("redis-server", ["--version"]).status === 0
+export const hasRedis = spawnSync("redis-server", ["--version"]).status === 0
 
 export const subjects: ReadonlyArray<Subject> = [
   { name: "floor", most: 1_000_000, run: floor },

@@ -39,7 +39,7 @@ const ended = (child: ChildProcess) =>
     : Effect.callback<void>((resume) => void child.once("exit", () => resume(Effect.void)))
 
 /** 1 when all have had the same, 1 / n when one has had everything. */
-const jain = (shares: ReadonlyArray<number>): number =>
+export const jain = (shares: ReadonlyArray<number>): number =>
   shares.reduce((sum, share) => sum + share, 0) ** 2 /
   (shares.length * shares.reduce((sum, share) => sum + share ** 2, 0))
 
