@@ -59,11 +59,11 @@ const Model = ModelConfig.make("gpt", {
 })
 
 /** All that a process needs to share its limits: the same prefix, on the same server. */
-const sharedManager = ({ prefix, redis }: Pick<Job, "prefix" | "redis">) =>
+const sharedManager = (url: string, prefix: string) =>
   QueueManager.layer.pipe(
     // What a process held when it died comes back after the lease: 30 seconds, if not said otherwise.
     Layer.provide(QueueRedis.layer({ prefix, lease: "3 seconds" })),
-    Layer.provide(QueueRedis.layerClient(redis))
+    Layer.provide(QueueRedis.layerClient(url))
   )
 
 /** What a process says to the one that has started it. */
@@ -106,7 +106,7 @@ const work = (job: Job) =>
     )
     const submitAll = Effect.forever(every === 0 ? submit : Effect.andThen(submit, Effect.sleep(every)))
     yield* Effect.raceFirst(submitAll, told("stop"))
-  }).pipe(Effect.scoped, Effect.provide(Layer.merge(sharedManager(job), FetchHttpClient.layer)))
+  }).pipe(Effect.scoped, Effect.provide(Layer.merge(sharedManager(job.redis, job.prefix), FetchHttpClient.layer)))
 
 // ---------------------------------------------------------------------------------------------------------------
 // The one that starts them, and has the provider

@@ -6,8 +6,10 @@ const examples = readdirSync("examples")
   .map((name) => readFileSync(`examples/${name}`, "utf8"))
 const readme = readFileSync("README.md", "utf8")
 
+const snippetsOf = (text: string) => Array.from(text.matchAll(/```ts\n([\s\S]*?)```/g), (match) => match[1]!)
+
 describe("README", () => {
-  const snippets = Array.from(readme.matchAll(/```ts\n([\s\S]*?)```/g), (match) => match[1]!)
+  const snippets = snippetsOf(readme)
 
   it("shows code", () => assert.isAbove(snippets.length, 2))
 
@@ -21,4 +23,15 @@ describe("README", () => {
       assert.isAbove(readFileSync(path!, "utf8").length, 0)
     }
   })
+})
+
+describe("the document of shared limits", () => {
+  const snippets = snippetsOf(readFileSync("docs/distributed.md", "utf8"))
+
+  it("shows code", () => assert.isAbove(snippets.length, 1))
+
+  it.each(snippets.map((snippet) => [snippet.split("\n")[0]!, snippet] as const))(
+    "takes %j from an example that runs",
+    (_, snippet) => assert.isTrue(examples.some((example) => example.includes(snippet)))
+  )
 })
