@@ -54,9 +54,10 @@ const fairShares = (total: number, asked: ReadonlyArray<number>): ReadonlyArray<
 const one = ({ loads, name }: (typeof cases)[number]) =>
   Effect.gen(function*() {
     const options = { ...limits, redis: yield* url, prefix: `bench:${name}:${performance.now()}`, loads }
-    const { done, limits: used, refused, utilisation } = yield* fleet.run(options).pipe(
+    const { done, limits: used, refused, refusedBy, utilisation } = yield* fleet.run(options).pipe(
       Effect.provide(fleet.layer(options))
     )
+    if (refused > 0) console.log(`${name}: ${refused} refused, ${JSON.stringify(refusedBy)}`)
     const total = done.reduce((sum, { sent }) => sum + sent, 0)
     const fair = fairShares(
       total,
