@@ -15,6 +15,7 @@ import { performance } from "node:perf_hooks"
 import { argv, exit, version } from "node:process"
 import { parseArgs } from "node:util"
 import { limit } from "../limit.ts"
+import { jain } from "../redis/fleet/fleet.ts"
 import { quantile } from "./cases.ts"
 import { startRedis } from "./subjects.ts"
 
@@ -82,10 +83,6 @@ const withRedis = async <A>(f: (url: string, client: Redis) => Promise<A>): Prom
     stop()
   }
 }
-
-const jain = (shares: ReadonlyArray<number>): number =>
-  shares.reduce((sum, share) => sum + share, 0) ** 2 /
-  (shares.length * shares.reduce((sum, share) => sum + share ** 2, 0))
 
 const inTurn = async <A, B>(all: ReadonlyArray<A>, f: (each: A) => Promise<B>): Promise<ReadonlyArray<B>> => {
   const found: Array<B> = []
