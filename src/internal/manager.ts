@@ -57,8 +57,9 @@ const idOf = (model: AnyModel | string): string => typeof model === "string" ? m
 /** How many live managers of the process hold a model id: their limits do not know of each other. */
 const holders = new Map<string, number>()
 
-const hold = (modelId: string): Effect.Effect<void> =>
+const hold = ({ modelId, sharesLimits }: modelQueue.ModelQueue): Effect.Effect<void> =>
   Effect.suspend(() => {
+    if (sharesLimits) return Effect.void
     const count = (holders.get(modelId) ?? 0) + 1
     holders.set(modelId, count)
     return count === 1 ? Effect.void : Effect.logWarning(
@@ -67,7 +68,8 @@ const hold = (modelId: string): Effect.Effect<void> =>
     )
   })
 
-const letGo = (modelId: string) => {
+const letGo = ({ modelId, sharesLimits }: modelQueue.ModelQueue) => {
+  if (sharesLimits) return
   const count = (holders.get(modelId) ?? 0) - 1
   if (count > 0) holders.set(modelId, count)
   else holders.delete(modelId)
@@ -152,7 +154,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
         if (queues.get(queue.modelId) !== queue) continue
         queues.delete(queue.modelId)
         claimed.delete(queue.modelId)
-        letGo(queue.modelId)
+        letGo(queue)
         groups.get(queue)?.delete(queue)
         groups.delete(queue)
       }
@@ -209,7 +211,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
     for (const queue of made) {
       queues.set(queue.modelId, queue)
       groups.set(queue, made)
-      yield* hold(queue.modelId)
+      yield* hold(queue)
     }
     yield* Scope.addFinalizer(
       scope,
@@ -230,7 +232,7 @@ export const make = Effect.fnUntraced(function*(options: QueueManager.Options) {
     Effect.ensuring(
       shutdownAll(),
       Effect.sync(() => {
-        for (const modelId of queues.keys()) letGo(modelId)
+        for (const queue of queues.values()) letGo(queue)
         queues.clear()
         for (const reader of readers) Queue.endUnsafe(reader)
         gone = true

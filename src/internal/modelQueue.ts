@@ -83,6 +83,8 @@ export type Processor = (request: AnyRequest) => Effect.Effect<unknown, Processo
 
 export interface ModelQueue {
   readonly modelId: string
+  /** Whether others count for the same limits: then it is no matter how many queues there are. */
+  readonly sharesLimits: boolean
   /** Closes with the queue. */
   readonly scope: Scope.Scope
   /** Accepts and waits for the end. With the `fiber` that runs the effect at once, it is let in now. */
@@ -1873,6 +1875,7 @@ export const make = Effect.fnUntraced(function*(
 
   const queue: ModelQueue = {
     modelId,
+    sharesLimits: limiter.changes !== undefined,
     scope,
     submit,
     accept,

@@ -9,7 +9,7 @@ import { join } from "node:path"
 import process from "node:process"
 
 /** Whether one can be started. */
-const canStart = spawnSync("redis-server", ["--version"]).status === 0
+export const canStart = spawnSync("redis-server", ["--version"]).status === 0
 
 /** Whether there is one, or can be one. */
 export const hasRedis = process.env["REDIS_URL"] !== undefined || canStart
@@ -29,7 +29,13 @@ const ended = (child: ChildProcess) =>
 const command = (port: number, ...args: readonly [string, ...Array<string>]) =>
   Effect.acquireUseRelease(
     Effect.sync(() => {
-      const client = new Redis({ port, lazyConnect: true, retryStrategy: () => null, maxRetriesPerRequest: 0 })
+      const client = new Redis({
+        port,
+        lazyConnect: true,
+        enableReadyCheck: false,
+        retryStrategy: () => null,
+        maxRetriesPerRequest: 0
+      })
       client.on("error", () => {})
       return client
     }),
@@ -42,7 +48,7 @@ const command = (port: number, ...args: readonly [string, ...Array<string>]) =>
   )
 
 /** A server that can be stopped and started again on its port; with persistence if asked. */
-const own = Effect.fnUntraced(function*(...options: ReadonlyArray<string>) {
+export const own = Effect.fnUntraced(function*(...options: ReadonlyArray<string>) {
   const directory = mkdtempSync(join(tmpdir(), "llmq-redis-"))
   yield* Effect.addFinalizer(() => Effect.sync(() => rmSync(directory, { recursive: true, force: true })))
   const port = yield* freePort

@@ -4,7 +4,6 @@
  */
 import * as Effect from "effect/Effect"
 import * as Redis from "effect/persistence/Redis"
-import * as Schedule from "effect/Schedule"
 import type { Cluster, Redis as Client, RedisOptions } from "ioredis"
 
 const failure = (cause: unknown) => new Redis.RedisError({ cause })
@@ -25,9 +24,11 @@ export const options = (
   socketTimeout: 2 * commandTimeout,
   ...given,
   autoResendUnfulfilledCommands: false,
+  autoResubscribe: false,
   enableOfflineQueue: false,
   lazyConnect: false,
-  maxRetriesPerRequest: null
+  // What is under way when a connection is lost fails at once.
+  maxRetriesPerRequest: 0
 })
 
 const sendWith =
@@ -54,11 +55,15 @@ const ready = (client: Client | Cluster, timeout: number): Effect.Effect<void> =
 export const make = Effect.fnUntraced(function*(open: () => Client | Cluster, commandTimeout: number) {
   const context = yield* Effect.context()
   const log = Effect.runForkWith(context)
-  const connect = (what: string) =>
-    Effect.acquireRelease(
+  const connect = Effect.fnUntraced(function*(what: string) {
+    let connections = 0
+    const client = yield* Effect.acquireRelease(
       Effect.sync(() => {
         const client = open()
         let isDown = false
+        client.on("connect", () => {
+          connections++
+        })
         client.on("ready", () => {
           isDown = false
         })
@@ -72,6 +77,16 @@ export const make = Effect.fnUntraced(function*(open: () => Client | Cluster, co
       }),
       (client) => Effect.sync(() => client.disconnect())
     )
+    // What a new connection says first is waited for without an end: in silence it would never be ready.
+    let begun: number | undefined
+    const look = Effect.sync(() => {
+      const isBeginning = client.status === "connect"
+      if (isBeginning && begun === connections) client.disconnect(true)
+      begun = isBeginning ? connections : undefined
+    })
+    yield* Effect.forkScoped(Effect.forever(Effect.delay(look, commandTimeout)))
+    return client
+  })
   const client = yield* connect("The connection")
   yield* ready(client, commandTimeout)
   return yield* Redis.make({
@@ -84,12 +99,14 @@ export const make = Effect.fnUntraced(function*(open: () => Client | Cluster, co
     subscribe: Effect.fnUntraced(function*(channel, onMessage) {
       const subscriber = yield* connect("The subscription")
       subscriber.on("message", (channel: string, message: string) => onMessage({ channel, message }))
-      const say = (command: () => Promise<unknown>) => Effect.tryPromise({ try: command, catch: failure })
-      // When it is connected again it subscribes by itself, once it has done so.
-      const first = Effect.retry(say(() => subscriber.subscribe(channel)), Schedule.spaced("500 millis"))
+      const say = (command: () => Promise<unknown>) =>
+        Effect.ignore(Effect.tryPromise({ try: command, catch: failure }))
+      const subscribe = say(() => subscriber.subscribe(channel))
+      // By itself it forgets what it was subscribed to when a connection is lost before it was ready.
+      subscriber.on("ready", () => log(subscribe))
       // A connection that only listens would not notice that nobody speaks any more.
-      const check = Effect.ignore(say(() => subscriber.ping())).pipe(Effect.delay("5 seconds"), Effect.forever)
-      return Effect.andThen(Effect.ignore(first), check)
+      const check = say(() => subscriber.ping()).pipe(Effect.delay("5 seconds"), Effect.forever)
+      return Effect.andThen(subscribe, check)
     })
   })
 })
