@@ -53,8 +53,8 @@ const instant = (lua: string): string =>
   `local sent = {}\n${
     lua.replace("redis.call('TIME')", "{ ARGV[2], ARGV[3] }")
       .replace(
-        "redis.call('PUBLISH', call.channel .. each.pid, call.id)",
-        "sent[#sent + 1] = { call.channel .. each.pid, call.id }"
+        "redis.call('PUBLISH', call.channel .. each.claim.process, each.pid)",
+        "sent[#sent + 1] = { call.channel .. each.claim.process, each.pid }"
       )
       .replace(/\nreturn reply\n$/u, "\nreturn { reply, cjson.encode(sent) }\n")
   }`
