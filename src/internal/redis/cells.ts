@@ -94,6 +94,7 @@ export const cellsOf = (limit: RateLimiter.Limit, prefix: string, margin: number
           keep: full,
           cap,
           part: options.paces ? undefined : part(enforced),
+          fixed: burst !== undefined,
           burst: all,
           rate: Math.min(rate(enforced), slow),
           cold: coldStart,

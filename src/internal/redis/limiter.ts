@@ -134,10 +134,11 @@ export const make = Effect.fnUntraced(function*(
   })
 
   const outbox: ConstructorParameters<typeof SharedMeter>[3] = {
-    effects: (id, effects) => {
+    effects: (id, effects, said) => {
       link.push({
         weight: 1,
         say: (indexOf) => {
+          said()
           return {
             op: "effects",
             id,
@@ -149,7 +150,14 @@ export const make = Effect.fnUntraced(function*(
         }
       })
     },
-    lower: (cell, by, seen) => link.push(say({ op: "lower", by, seen }, cell)),
+    lower: (cell, by, seen, said) =>
+      link.push({
+        weight: 1,
+        say: (indexOf) => {
+          said()
+          return { op: "lower", by, seen, cell: indexOf(cell) }
+        }
+      }),
     warm: (cell) => link.push(say({ op: "warm" }, cell))
   }
 
@@ -247,7 +255,12 @@ export const make = Effect.fnUntraced(function*(
       const same = before.find(({ state }) =>
         state.canFollow(each.state.limit) && state.limit.type === each.state.limit.type
       )
-      if (same === undefined) return each
+      if (same === undefined) {
+        const paused = before.find(({ state }) => state.limit.type === each.state.limit.type)?.state.pausedFor(now()) ??
+          0
+        if (paused > 0) each.state.heard({ sent: 0, lowered: 0, pausedFor: paused, isWarm: false }, now())
+        return each
+      }
       same.state.follow(each.state.limit, now())
       return same
     })
@@ -691,16 +704,13 @@ export const make = Effect.fnUntraced(function*(
         })
       }),
     refuse: (reservation, refusal, observations) =>
-      // As above, but that nothing may go out before it is known.
-      Effect.map(
-        observations.length === 0 ? Effect.void : question(undefined, () => ({ op: "hear" }), () => undefined),
-        () => {
-          const own = mine(reservation)
-          reservations.refuse(own, refusal, observations, now())
-          ended(own)
-          tellPauses()
-        }
-      ),
+      // Nor does it wait here, when the server is away.
+      Effect.map(question(undefined, () => ({ op: "hear" }), () => undefined), () => {
+        const own = mine(reservation)
+        reservations.refuse(own, refusal, observations, now())
+        ended(own)
+        tellPauses()
+      }),
     releasePermit: Effect.sync(releasePermit),
     update: (next) =>
       Effect.suspend(() => {

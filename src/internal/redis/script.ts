@@ -152,8 +152,11 @@ local function lowest(c)
   end
   if c.q and c.q < c.part and now - c.qa <= 10000 then
     local by = c.q / c.part
-    c.cap = c.cap * by
-    if c.k == 'b' then c.burst, c.rate = c.burst * by, c.rate * by end
+    if not c.fixed then c.cap = c.cap * by end
+    if c.k == 'b' then
+      c.rate = c.rate * by
+      if not c.fixed then c.burst = c.burst * by end
+    end
   end
 end
 
@@ -242,7 +245,8 @@ function date(c, amount)
     c.e = k
     return k
   end
-  c.u = c.u + amount
+  -- What a bucket has above its capacity is for one large request: nothing of it is left after any.
+  c.u = (c.k == 'b' and math.max(0, c.u) or c.u) + amount
   if c.k == 'f' then
     if wall + c.margin < c.to then return c.w end
     c.g = c.g + amount
@@ -504,7 +508,10 @@ function operations.effects(op)
     local mark = each[2] == -1 and dated[name] or each[2]
     marks[j] = mark
     if c.k == 'p' then
-      if redis.call('ZREM', c.key, op.id) > 0 then freed = true end
+      if redis.call('ZREM', c.key, op.id) > 0 then
+        c.u = c.u - 1
+        freed = true
+      end
     elseif mark == -1 then
       -- Unless its lease has lapsed, and its charge has a date since then.
       if kept then

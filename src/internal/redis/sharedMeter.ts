@@ -62,8 +62,9 @@ class Book {
 }
 
 export interface Outbox {
-  readonly effects: (id: string, effects: ReadonlyArray<Effect>) => void
-  readonly lower: (cell: Cell, by: number, seen: number) => void
+  /** `said` is called once, with what the server is asked next. */
+  readonly effects: (id: string, effects: ReadonlyArray<Effect>, said: () => void) => void
+  readonly lower: (cell: Cell, by: number, seen: number, said: () => void) => void
   readonly warm: (cell: Cell) => void
 }
 
@@ -91,7 +92,10 @@ export class SharedMeter implements LimitMeter {
   next: number | undefined
   /** What the server has granted, until it is charged. */
   private granted: ReadonlyArray<Part> = []
-  private total = 0
+  /** As the server has told it, with what it is being told, and what it is still to be told. */
+  private known = 0
+  private telling = 0
+  private untold = 0
   private ceiling = Number.POSITIVE_INFINITY
   private limit: RateLimiter.Limit
   private readonly prefix: string
@@ -118,7 +122,8 @@ export class SharedMeter implements LimitMeter {
 
   /** What the server says. */
   told([used, held, , lowered, , , capacity]: Told): void {
-    this.total = used + held
+    this.known = used + held
+    this.telling = 0
     this.lowered = lowered
     this.ceiling = capacity
   }
@@ -144,7 +149,7 @@ export class SharedMeter implements LimitMeter {
   }
 
   used(_now: number): number {
-    return this.total - this.held()
+    return this.known + this.telling + this.untold - this.held()
   }
 
   available(now: number): number {
@@ -182,8 +187,7 @@ export class SharedMeter implements LimitMeter {
   lower(available: number, now: number): void {
     const by = this.available(now) - available
     if (by <= 0) return
-    this.outbox.lower(this.cells[0]!, by, this.lowered)
-    this.total += by
+    this.outbox.lower(this.cells[0]!, by, this.lowered, this.changes(by))
     this.lowered += by
   }
 
@@ -235,9 +239,22 @@ export class SharedMeter implements LimitMeter {
     return now - at < cell.length * (1 + 1 / 1024)
   }
 
+  /** What is used changes, and the server does not know yet. */
+  private changes(by: number): () => void {
+    this.untold += by
+    let isSaid = false
+    return () => {
+      if (isSaid) return
+      isSaid = true
+      this.untold -= by
+      this.telling += by
+    }
+  }
+
   private apply(parts: ReadonlyArray<Part>, by: number, dates: number | undefined, now: number): void {
     if (parts.length === 0) return
-    this.outbox.effects(parts[0]!.id, parts.map((part) => ({ part, by, dates })))
+    const isOwn = parts.some(({ cell }) => cell.name === this.cells[0]!.name)
+    this.outbox.effects(parts[0]!.id, parts.map((part) => ({ part, by, dates })), this.changes(isOwn ? by : 0))
     if (by !== 0) this.book?.add(parts[0]!.at, by)
     if (dates !== undefined) { for (const part of parts) part.at = now }
   }
