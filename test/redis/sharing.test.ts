@@ -48,16 +48,23 @@ const pass = (millis: number, step = 1000): Effect.Effect<void> =>
     return by === millis ? first : Effect.andThen(first, pass(millis - by, step))
   })
 
-/** A process: what it says is on its way for `delay` milliseconds, and nowhere when it is dead. */
+/**
+ * A process: what it says is on its way for `delay` milliseconds, and nowhere when it is dead; what the server answers
+ * does not come `lost` times.
+ */
 const start = Effect.fnUntraced(function*(prefix: string, options?: QueueRedis.Options) {
-  const state = { isDead: false, delay: 0 }
+  const state = { isDead: false, delay: 0, lost: 0 }
   const service = connection!.service(yield* Clock.Clock)
   const redis = {
     ...service,
     eval: (script: Parameters<typeof service.eval>[0]) => (...params: ReadonlyArray<unknown>) =>
       Effect.suspend(() => {
         if (state.isDead) return Effect.never
-        const answer = service.eval(script)(...params)
+        const answer = Effect.tap(service.eval(script)(...params), () => {
+          if (state.lost === 0) return Effect.void
+          state.lost--
+          return Effect.fail(new EffectRedis.RedisError({ cause: new Error("the connection is lost") }))
+        })
         return state.delay === 0 ? answer : Effect.delay(answer, state.delay)
       })
   }
@@ -275,6 +282,29 @@ describe.runIf(hasRedis)("processes that share limits", () => {
       state.delay = 0
       yield* pass(300, 100)
       assert.deepStrictEqual(yield* used(limiter), [50, 5, 5])
+    }))
+
+  it.effect("do once what they say twice, because they have not heard that it was done", () =>
+    Effect.gen(function*() {
+      const { make, state } = yield* start(newPrefix())
+      const limiter = yield* make([
+        limit("tpm", 100, { timePeriod: 60_000, chargedAt: "completion" }),
+        limit("rpm", 100, { timePeriod: 60_000 }),
+        limit("concurrent", 9)
+      ])
+      state.lost = 2
+      const asked = yield* limiter.admit(cost(10), true)
+      assert.strictEqual(asked._tag, "Unavailable")
+      yield* pass(5000, 50)
+      // It was let in, and given back when that was heard.
+      assert.deepStrictEqual(yield* used(limiter), [0, 0, 0])
+      const mine = granted(yield* limiter.admit(cost(10), true))
+      state.lost = 2
+      yield* limiter.settle(mine, cost(40))
+      yield* limiter.complete(mine)
+      yield* limiter.releasePermit
+      yield* pass(5000, 50)
+      assert.deepStrictEqual(yield* used(limiter), [40, 1, 0])
     }))
 
   it.effect("adopt what one of them changes, all of them, and it stays", () =>
