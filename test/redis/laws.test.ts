@@ -57,12 +57,14 @@ const run = Effect.fnUntraced(function*(seed: number) {
     : [...windowed, limit("concurrent", permits)]
   const count = between(1, 3)
   const margin = chance(0.5) ? 0 : 10
+  // What an earlier run has left there is later than the time of this one.
+  const prefix = `laws${seed}:${Math.random()}`
   const processes = yield* Effect.forEach(Array.from({ length: count }), () =>
     Effect.gen(function*() {
       const scope = yield* Scope.make()
       yield* Effect.addFinalizer(() => Scope.close(scope, Exit.void))
       const context = yield* Layer.buildWithScope(
-        Layer.fresh(QueueRedis.layer({ prefix: `laws${seed}`, lease, margin, commandTimeout: "1 hour" })),
+        Layer.fresh(QueueRedis.layer({ prefix, lease, margin, commandTimeout: "1 hour" })),
         scope
       )
       const limiter = yield* Scope.provide(
