@@ -219,13 +219,16 @@ describe.runIf(hasRedis)("processes that share limits", () => {
     Effect.gen(function*() {
       const prefix = newPrefix()
       const limits = [limit("tpm", 1000, { timePeriod: 60_000 })]
-      const one = yield* (yield* start(prefix)).make(limits)
-      const two = yield* (yield* start(prefix)).make(limits)
+      const processes = [yield* start(prefix), yield* start(prefix)] as const
+      const [one, two] = [yield* processes[0].make(limits), yield* processes[1].make(limits)]
       const mine = granted(yield* one.admit(cost(10), true))
       const theirs = granted(yield* two.admit(cost(10), true))
       yield* one.observe(mine, says("tpm", 1000 - 10 - 100 / 3))
       yield* two.observe(theirs, says("tpm", 1000 - 20 - 100 / 3))
-      yield* calm
+      // Neither of them has heard of the other.
+      for (const { state } of processes) state.delay = 10
+      yield* pass(100, 10)
+      for (const { state } of processes) state.delay = 0
       assert.closeTo((yield* used(two))[0]!, 20 + 100 / 3, 1e-6)
       const next = granted(yield* two.admit(cost(10), true))
       yield* two.observe(next, says("tpm", 1000 - 30 - 200 / 3))
