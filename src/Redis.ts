@@ -17,6 +17,7 @@ import * as Schedule from "effect/Schedule"
 import { type Cluster, Redis as Client, type RedisOptions } from "ioredis"
 import * as client from "./internal/redis/client.ts"
 import * as limiter from "./internal/redis/limiter.ts"
+import * as settings from "./internal/settings.ts"
 import * as RateLimiter from "./RateLimiter.ts"
 
 /**
@@ -54,6 +55,41 @@ export interface Options {
 
 const millis = (value: Duration.Input | undefined, otherwise: number): number =>
   value === undefined ? otherwise : Duration.toMillis(Duration.fromInputUnsafe(value))
+
+const day = 86_400_000
+
+/** Options with every default, and what is wrong with them. */
+const resolve = (options: Options): limiter.Options => {
+  const problems: Array<string> = []
+  const span = (name: string, value: unknown, otherwise: number, least: number): number => {
+    const parsed = value === undefined ? otherwise : settings.millis(value)
+    if (parsed !== undefined && parsed >= least && parsed <= day) return parsed
+    problems.push(
+      `${name}: expected a duration from ${Duration.format(Duration.millis(least))} to a day, got ${
+        settings.show(value)
+      }`
+    )
+    return otherwise
+  }
+  const oneOf = <A extends string>(name: string, value: unknown, all: readonly [A, A]): A => {
+    const found = value === undefined ? all[0] : all.find((each) => each === value)
+    if (found !== undefined) return found
+    problems.push(`${name}: expected ${all.map((each) => `"${each}"`).join(" or ")}, got ${settings.show(value)}`)
+    return all[0]
+  }
+  const prefix = options.prefix ?? "llmq"
+  const problem = settings.checkId(prefix)
+  if (problem !== undefined) problems.push(`prefix: ${problem}`)
+  return {
+    prefix,
+    lease: Math.ceil(span("lease", options.lease, 30_000, 100)),
+    margin: span("margin", options.margin, 100, 0),
+    commandTimeout: span("commandTimeout", options.commandTimeout, 2000, 1),
+    whenAway: oneOf("whenAway", options.whenAway, ["wait", "fail"]),
+    onConflict: oneOf("onConflict", options.onConflict, ["fail", "replace"]),
+    problems
+  }
+}
 
 /**
  * Shares the limits of all models with every process that does the same on the same server: provide it to
@@ -100,23 +136,18 @@ export const layer = (options: Options = {}): Layer.Layer<never, never, Redis.Re
     const redis = yield* Redis.Redis
     const id = Math.floor((yield* Random.next) * 2 ** 53).toString(36) +
       Math.floor((yield* Random.next) * 2 ** 53).toString(36)
-    const prefix = options.prefix ?? "llmq"
+    const resolved = resolve(options)
     const listeners = new Map<string, () => void>()
     const process: limiter.Process = {
       id,
       redis,
-      channel: `${prefix}:call:`,
-      options: {
-        prefix,
-        lease: millis(options.lease, 30_000),
-        margin: millis(options.margin, 100),
-        commandTimeout: millis(options.commandTimeout, 2000),
-        whenAway: options.whenAway ?? "wait",
-        onConflict: options.onConflict ?? "fail"
-      },
-      listen: (modelId, f) => {
-        listeners.set(modelId, f)
-      }
+      channel: `${resolved.prefix}:call:`,
+      options: resolved,
+      listen: (limiter, f) =>
+        Effect.acquireRelease(
+          Effect.sync(() => void listeners.set(limiter, f)),
+          () => Effect.sync(() => void listeners.delete(limiter))
+        )
     }
     const listen = Effect.scoped(Effect.flatMap(
       redis.subscribe(`${process.channel}${id}`),

@@ -114,7 +114,9 @@ class Sent {
   reach(now: number, total: number): void {
     this.total = total
     const last = this.times.length - 1
-    if (last >= 0 && now - this.times[last]! < this.resolution) {
+    // Where others send too, the first one says what had been sent before.
+    const isKept = this.isShared && last === 0
+    if (last >= 0 && !isKept && now - this.times[last]! < this.resolution) {
       this.sums[last] = this.total
       return
     }

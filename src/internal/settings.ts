@@ -120,7 +120,7 @@ export const headStart = (priority: unknown): number | string => {
 const units = new Set(["weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds", "nanoseconds"])
 
 /** Milliseconds of a duration input, which may be anything at run time; `undefined` when it is none. */
-const millis = (input: unknown): number | undefined => {
+export const millis = (input: unknown): number | undefined => {
   if (typeof input === "number" && Number.isNaN(input)) return undefined
   // An object without any unit is read as zero.
   if (typeof input === "object" && input !== null && !Duration.isDuration(input) && !Array.isArray(input)) {

@@ -28,7 +28,10 @@ const suites = [
   "test/ai",
   "test/HttpClient.test.ts",
   "test/Metrics.test.ts",
-  "test/tracing.test.ts"
+  "test/tracing.test.ts",
+  "test/conformance",
+  "test/redis/laws.test.ts",
+  "test/redis/sharing.test.ts"
 ].filter((suite) => existsSync(join(root, suite)))
 
 /** A mutant may hang where no scheduler sees it. */

@@ -53,53 +53,58 @@ const instant = (lua: string): string =>
   `local sent = {}\n${
     lua.replace("redis.call('TIME')", "{ ARGV[2], ARGV[3] }")
       .replace(
-        "redis.call('PUBLISH', call.channel .. each.pid, call.id)",
-        "sent[#sent + 1] = { call.channel .. each.pid, call.id }"
+        "redis.call('PUBLISH', call.channel .. each.claim.process, each.pid)",
+        "sent[#sent + 1] = { call.channel .. each.claim.process, each.pid }"
       )
       .replace(/\nreturn reply\n$/u, "\nreturn { reply, cjson.encode(sent) }\n")
   }`
+
+/** A connection, whose server has the time of the clock. */
+export const connection = (url: string) => {
+  const { close, run } = connect(url)
+  const listeners = new Map<string, Queue.Queue<EffectRedis.RedisMessage, EffectRedis.RedisError>>()
+  const scripts = new Map<string, string>()
+  const service = (clock: Clock.Clock) => ({
+    send: () => Effect.die("not here"),
+    reserve: Effect.die("not here"),
+    subscribe: (channel: string) =>
+      Effect.acquireRelease(
+        Effect.tap(
+          Queue.unbounded<EffectRedis.RedisMessage, EffectRedis.RedisError>(),
+          (queue) => Effect.sync(() => listeners.set(channel, queue))
+        ),
+        () => Effect.sync(() => listeners.delete(channel))
+      ),
+    eval:
+      (script: { readonly lua: string; readonly params: (...params: Array<never>) => ReadonlyArray<unknown> }) =>
+      (...params: ReadonlyArray<unknown>) =>
+        Effect.sync(() => {
+          const lua = scripts.get(script.lua) ?? instant(script.lua)
+          scripts.set(script.lua, lua)
+          const args = script.params(...params as Array<never>).map(String)
+          const now = clock.currentTimeMillisUnsafe() + 1e12
+          const seconds = Math.floor(now / 1000)
+          const micros = (now - seconds * 1000) * 1000
+          const answer = run(lua, args.length - 1, ...args, seconds, micros)
+          if (!Array.isArray(answer)) return answer
+          const [reply, sent] = answer as [string, string]
+          for (const [channel, message] of Object.values(JSON.parse(sent) as Array<[string, string]>)) {
+            const queue = listeners.get(channel)
+            if (queue !== undefined) Queue.offerUnsafe(queue, { channel, message })
+          }
+          return reply
+        })
+  })
+  return { close, service }
+}
 
 /** A connection for a file of tests. */
 export const layer = (url: string): Layer.Layer<EffectRedis.Redis> =>
   Layer.effect(
     EffectRedis.Redis,
     Effect.gen(function*() {
-      const { close, run } = connect(url)
+      const { close, service } = connection(url)
       yield* Effect.addFinalizer(() => Effect.sync(close))
-      const clock = yield* Clock.Clock
-      const listeners = new Map<string, Queue.Queue<EffectRedis.RedisMessage, EffectRedis.RedisError>>()
-      const scripts = new Map<string, string>()
-      const redis = {
-        send: () => Effect.die("not here"),
-        reserve: Effect.die("not here"),
-        subscribe: (channel: string) =>
-          Effect.acquireRelease(
-            Effect.tap(
-              Queue.unbounded<EffectRedis.RedisMessage, EffectRedis.RedisError>(),
-              (queue) => Effect.sync(() => listeners.set(channel, queue))
-            ),
-            () => Effect.sync(() => listeners.delete(channel))
-          ),
-        eval:
-          (script: { readonly lua: string; readonly params: (...params: Array<never>) => ReadonlyArray<unknown> }) =>
-          (...params: ReadonlyArray<unknown>) =>
-            Effect.sync(() => {
-              const lua = scripts.get(script.lua) ?? instant(script.lua)
-              scripts.set(script.lua, lua)
-              const args = script.params(...params as Array<never>).map(String)
-              const now = clock.currentTimeMillisUnsafe() + 1e12
-              const seconds = Math.floor(now / 1000)
-              const micros = (now - seconds * 1000) * 1000
-              const answer = run(lua, args.length - 1, ...args, seconds, micros)
-              if (!Array.isArray(answer)) return answer
-              const [reply, sent] = answer as [string, string]
-              for (const [channel, message] of Object.values(JSON.parse(sent) as Array<[string, string]>)) {
-                const queue = listeners.get(channel)
-                if (queue !== undefined) Queue.offerUnsafe(queue, { channel, message })
-              }
-              return reply
-            })
-      }
-      return redis
+      return service(yield* Clock.Clock)
     })
   )

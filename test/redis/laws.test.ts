@@ -57,12 +57,14 @@ const run = Effect.fnUntraced(function*(seed: number) {
     : [...windowed, limit("concurrent", permits)]
   const count = between(1, 3)
   const margin = chance(0.5) ? 0 : 10
+  // What an earlier run has left there is later than the time of this one.
+  const prefix = `laws${seed}:${Math.random()}`
   const processes = yield* Effect.forEach(Array.from({ length: count }), () =>
     Effect.gen(function*() {
       const scope = yield* Scope.make()
       yield* Effect.addFinalizer(() => Scope.close(scope, Exit.void))
       const context = yield* Layer.buildWithScope(
-        Layer.fresh(QueueRedis.layer({ prefix: `laws${seed}`, lease, margin, commandTimeout: "1 hour" })),
+        Layer.fresh(QueueRedis.layer({ prefix, lease, margin, commandTimeout: "1 hour" })),
         scope
       )
       const limiter = yield* Scope.provide(
@@ -215,7 +217,228 @@ const run = Effect.fnUntraced(function*(seed: number) {
   return charges.length
 }, Effect.scoped)
 
+/** One admission: what each limit of the model was charged, and each one of its tenant. */
+interface Sent {
+  readonly at: number
+  readonly tenant: string
+  readonly amounts: Array<number>
+  reservation: RateLimiter.Reservation | undefined
+  readonly by: number
+}
+
+/** Buckets, windows of the calendar, budgets and tenants: all of it dated when it is sent. */
+const runOthers = Effect.fnUntraced(function*(seed: number) {
+  const { between, chance, pick } = random(seed)
+  const clock = yield* Clock.Clock
+  const zero = clock.currentTimeMillisUnsafe()
+  const now = () => clock.currentTimeMillisUnsafe() - zero
+  /** As the server has it. */
+  const wall = () => clock.currentTimeMillisUnsafe() + 1e12
+  const margin = pick([0, 10])
+  const marginOf = () => chance(0.5) ? 0 : between(1, 50)
+  let limits: Array<RateLimiter.Limit> = []
+  if (chance(0.6)) {
+    const most = between(5, 200)
+    limits.push(limit("tpm", most, {
+      timePeriod: pick([1000, 7000, 60_000]),
+      margin: marginOf(),
+      algorithm: "tokenBucket",
+      burst: chance(0.5) ? between(4, most) : undefined,
+      headroom: chance(0.3) ? between(1, 100) : 0,
+      charging: { refund: false }
+    }))
+  }
+  if (chance(0.6)) {
+    limits.push(limit("rpm", between(2, 12), {
+      timePeriod: pick([1000, 8000, 40_000]),
+      margin: marginOf(),
+      algorithm: "fixedWindow"
+    }))
+  }
+  if (chance(0.6) || limits.length === 0) {
+    const timePeriod = pick([5000, 60_000, Number.POSITIVE_INFINITY])
+    limits.push(limit("budget", between(20, 400), {
+      timePeriod,
+      price: { input: 1e6, cachedInput: 1e6, output: 1e6 },
+      onExceeded: pick(["fail", "wait"])
+    }))
+  }
+  const own = [limit("rpd", between(2, 8), { timePeriod: pick([1000, 9000]) }), limit("concurrent", between(1, 3))]
+  const withTenants = chance(0.5)
+  const tenants: RateLimiter.Tenants | undefined = withTenants ? { byId: new Map(), others: own } : undefined
+  const count = between(1, 3)
+  const prefix = `others${seed}:${Math.random()}`
+  const processes = yield* Effect.forEach(Array.from({ length: count }), () =>
+    Effect.gen(function*() {
+      const context = yield* Layer.build(
+        Layer.fresh(QueueRedis.layer({ prefix, lease, margin, commandTimeout: "1 hour" }))
+      )
+      return yield* Context.get(context, RateLimiter.RateLimiter).make("model", limits, tenants)
+    }))
+  const all: Array<Sent> = []
+  const log: Array<string> = []
+  const fail = (what: string): never =>
+    assert.fail(
+      `OTHERS SEED=${seed}: ${what}\nmargin ${margin}, ${count} processes\n${
+        limits.map((each) => JSON.stringify(each)).join("\n")
+      }\n${withTenants ? JSON.stringify(own) : ""}\n${log.slice(-40).join("\n")}`
+    )
+  const note = (what: string) => void log.push(`${now()}: ${what}`)
+  const eps = 1e-6
+  /** What is sent when it is sent now, as a limit sees it: what must not be, if anything. */
+  const over = (each: RateLimiter.Limit, index: number, sent: ReadonlyArray<Sent>, amount: number) => {
+    const late = each.margin + margin
+    const period = each.timePeriod!
+    if (each.algorithm === "tokenBucket") {
+      const burst = each.burst ?? each.limit
+      let sum = amount
+      for (let i = sent.length - 1; i >= 0; i--) {
+        sum += sent[i]!.amounts[index]!
+        const refill = each.limit / period * Math.max(0, now() - sent[i]!.at - late)
+        if (sum > burst + refill + eps) return `${sum} since ${sent[i]!.at}, and ${burst} + ${refill} are there`
+      }
+      return undefined
+    }
+    if (each.algorithm === "fixedWindow") {
+      const guard = Math.min(late, period / 4)
+      const start = Math.floor(wall() / period) * period
+      if (wall() - start < guard - 1e-3 || start + period - wall() < guard - 1e-3) {
+        return "it is near the edge of a window"
+      }
+      const used = sent.reduce((sum, { amounts, at }) => at + zero + 1e12 >= start ? sum + amounts[index]! : sum, 0)
+      return used + amount > each.limit + eps ? `${used} + ${amount} in a window` : undefined
+    }
+    const used = sent.reduce((sum, { amounts, at }) => at + period + late > now() ? sum + amounts[index]! : sum, 0)
+    return used > 0 && used + amount > each.limit * (1 + 1e-6) ? `${used} + ${amount}` : undefined
+  }
+  const costOf = (each: RateLimiter.Limit, tokens: number) => each.type === "rpm" || each.type === "rpd" ? 1 : tokens
+  const largest = Math.min(
+    40,
+    ...limits.flatMap((each) =>
+      each.type === "rpm"
+        ? []
+        : each.algorithm === "tokenBucket"
+        ? [Math.min(each.limit, each.burst ?? each.limit)]
+        : [each.limit]
+    )
+  )
+
+  const admit = Effect.fnUntraced(function*(by: number) {
+    const candidates = Array.from({ length: pick([1, 1, 3]) }, () => ({
+      cost: { inputTokens: between(1, Math.floor(largest)), outputTokens: 0 },
+      tenant: pick(["a", "b"])
+    }))
+    const admissions = yield* processes[by]!.admitAll!(candidates)
+    for (const [index, admission] of admissions.entries()) {
+      const { cost, tenant } = candidates[index]!
+      const amounts = [...limits, own[0]!].map((each) => costOf(each, cost.inputTokens))
+      const mine = all.filter((sent) => sent.tenant === tenant)
+      const running = mine.filter(({ reservation }) => reservation !== undefined).length
+      const problems = [
+        ...limits.map((each, i) => over(each, i, all, amounts[i]!)),
+        ...(withTenants
+          ? [
+            over(own[0]!, limits.length, mine, 1),
+            running >= own[1]!.limit ? `${running} run for ${tenant}` : undefined
+          ]
+          : [])
+      ]
+      if (admission._tag === "Admitted") {
+        const problem = problems.find((each) => each !== undefined)
+        if (problem !== undefined) fail(`OVER: ${amounts.join()}: ${problem}`)
+        all.push({ at: now(), tenant, amounts, reservation: admission.reservation, by })
+        note(`${all.length - 1} of ${by} for ${tenant}: ${amounts.join()} admitted`)
+      } else if (admission._tag === "Exceeded") {
+        const at = limits.findIndex(({ type }) => type === "budget")
+        const each = limits[at]!
+        const { excess } = admission
+        const slack = Number.isFinite(each.timePeriod!) ? (each.timePeriod! + margin) / 1024 + 1e-3 : 0
+        const used = all.reduce(
+          (sum, { amounts, at: date }) => date + each.timePeriod! + margin + slack > now() ? sum + amounts[at]! : sum,
+          0
+        )
+        note(`${amounts.join()} of ${by} for ${tenant}: exceeds, ${excess.used} used`)
+        if (excess.used > used + eps) fail(`${excess.used} are said to be used, and it is ${used}`)
+        if (excess.used + excess.requested <= excess.limit + eps) fail("IDLE: there is enough of the budget")
+      } else if (admission._tag === "Blocked") {
+        note(`${amounts.join()} of ${by} for ${tenant}: blocked by ${admission.by} for ${admission.wait}`)
+        // Nobody else waits before it, and no slice is about to end: something must be in the way.
+        const wait = admission.wait
+        if (count > 1 || problems.some((each) => each !== undefined)) continue
+        const late = Math.max(
+          0,
+          ...[...limits, own[0]!].map((each) =>
+            each.algorithm === "tokenBucket" ? 0 : Math.min(each.timePeriod!, 1e9) / 1024 + 1e-2
+          )
+        )
+        const bucket = limits.find(({ algorithm }) => algorithm === "tokenBucket")
+        // What is kept back is refilled in that time, or where it is much, in that of half a bucket.
+        const kept = bucket === undefined ? 0 : bucket.timePeriod! * 2
+        if (wait > late && wait > kept) fail(`IDLE: nothing is in its way, and it waits ${wait}`)
+      } else fail(admission._tag)
+    }
+  })
+
+  const steps = between(30, 80)
+  for (let step = 0; step < steps; step++) {
+    const dice = between(0, 99)
+    const running = all.filter(({ reservation }) => reservation !== undefined)
+    if (dice < 45) yield* admit(between(0, count - 1))
+    else if (dice < 65 && running.length > 0) {
+      const sent = pick(running)
+      const limiter = processes[sent.by]!
+      if (chance(0.3)) {
+        yield* limiter.giveBack(sent.reservation!, true)
+        sent.amounts.fill(0)
+        note(`${all.indexOf(sent)} is given back`)
+      } else {
+        const budget = limits.findIndex(({ type }) => type === "budget")
+        if (budget >= 0 && chance(0.5)) {
+          const uses = between(0, 50)
+          const answer = yield* limiter.settle(sent.reservation!, { inputTokens: uses, outputTokens: 0 })
+          if (answer === "settled" && sent.at + limits[budget]!.timePeriod! + margin > now()) {
+            sent.amounts[budget] = uses
+          }
+          note(`${all.indexOf(sent)} uses ${uses}: ${answer}`)
+        }
+        yield* limiter.complete(sent.reservation!)
+        yield* limiter.releasePermit
+      }
+      sent.reservation = undefined
+    } else if (dice < 70) {
+      const index = between(0, limits.length - 1)
+      if (limits[index]!.algorithm !== "tokenBucket") {
+        const to = limits[index]!.type === "budget" ? between(50, 400) : between(2, 12)
+        limits = limits.map((each, i) => i === index ? Object.assign({}, each, { limit: to }) : each)
+        const by = between(0, count - 1)
+        yield* processes[by]!.update(limits)
+        note(`${by} changes ${limits[index]!.type} to ${to}`)
+      }
+    } else {
+      const millis = chance(0.5) ? between(1, 40) : between(1, 9000)
+      yield* TestClock.adjust(millis)
+      note(`${millis} pass`)
+    }
+    for (let turn = 0; turn < 12; turn++) yield* Effect.yieldNow
+  }
+  return all.length
+}, Effect.scoped)
+
 describe.runIf(hasRedis)("limits on a server", () => {
+  it.effect(
+    "of any other kind are never exceeded, nor idle, by all together and for each tenant",
+    () =>
+      Effect.gen(function*() {
+        let admitted = 0
+        const layer = instant.layer(yield* url)
+        yield* Effect.gen(function*() {
+          for (let seed = first; seed < first + runs; seed++) admitted += yield* runOthers(seed)
+        }).pipe(Effect.provide(layer))
+        assert.isAbove(admitted, runs)
+      }).pipe(Effect.scoped),
+    120_000
+  )
+
   it.effect("are never exceeded by all together, and say when something fits", () =>
     Effect.gen(function*() {
       let admitted = 0

@@ -3,6 +3,7 @@
  * library: each gives what is wrong.
  */
 import type { RateLimiter } from "effect-llm-queue"
+import { isShared } from "../farLimiter.ts"
 import { type Event, type History, type Limit, type Outcome, type Request, requestsOf } from "./history.ts"
 
 type Of<Tag extends Event["_tag"]> = Extract<Event, { readonly _tag: Tag }>
@@ -359,7 +360,9 @@ const reports: Oracle = (history) => {
 const nothingLeft: Oracle = (history) => {
   const info = of(history, "Sample").find(({ last }) => last)?.info
   if (info === undefined) return []
-  const left = info.rateLimiters.filter(({ used }) => used !== 0).map(({ type, used }) => `left of ${type}: ${used}`)
+  // When it has closed, nobody asks the server any more what a window holds.
+  const asked = info.rateLimiters.filter(({ type }) => !isShared || type === "concurrent")
+  const left = asked.filter(({ used }) => used !== 0).map(({ type, used }) => `left of ${type}: ${used}`)
   const { depth, running, suspended } = info
   if (depth + running + suspended > 0) left.push(`left in the queue: ${depth} + ${suspended}, ${running} at work`)
   return left

@@ -14,9 +14,12 @@ export interface Cell {
   readonly length: number
   /** What the server is told of it. `enforced` is the limit as it is now, `largest` the largest charge so far. */
   readonly describe: (enforced: number, largest: number, wall: number) => Record<string, unknown>
-  /** Refill of a bucket, per millisecond. */
-  readonly rate: (enforced: number) => number
+  /** What fits at once when nothing is used. */
+  readonly capacity: (enforced: number) => number
 }
+
+/** For how long the server keeps what counts for ever and nobody asks about. */
+export const year = 365 * 86_400_000
 
 /** How much of a limit is asked for when it is asked when there is more. */
 export const unitOf = ({ limit, type }: RateLimiter.Limit): number => type === "budget" ? limit * 1e-6 : 1
@@ -33,6 +36,8 @@ export const cellsOf = (limit: RateLimiter.Limit, prefix: string, margin: number
     fails: failsWhenExceeded(limit),
     returns: limit.charging.refund && countsTokens(limit)
   }
+  /** What a cell is told of how much of the limit is enforced, so that others enforce no more. */
+  const part = (enforced: number) => enforced / limit.limit
   const rate = (enforced: number) => enforced / period
   const base = `${prefix}${type}:${period}`
 
@@ -41,45 +46,63 @@ export const cellsOf = (limit: RateLimiter.Limit, prefix: string, margin: number
     kind: "sliding",
     paces: false,
     length: length + late,
-    rate,
+    capacity: share,
     describe: (enforced) => ({
       ...common,
       k: "s",
       dated,
+      keep: length + late,
       len: length + late,
       cap: share(enforced),
-      nominal: share(limit.limit)
+      part: part(enforced)
     })
   })
 
   const bucket = (
     name: string,
     most: (enforced: number, largest: number) => number,
-    options: { readonly paces: boolean; readonly kept: number; readonly until?: number | undefined }
-  ): Cell => ({
-    name: `${base}:${name}`,
-    kind: "bucket",
-    paces: options.paces,
-    length: period,
-    rate,
-    describe: (enforced, largest) => {
-      const capacity = (limit: number) => {
-        const all = most(limit, largest)
-        return Math.max(all - options.kept * rate(limit), all / 2, Math.min(all, 1))
-      }
-      return {
-        ...common,
-        k: "b",
-        dated: dated || options.paces,
-        cap: capacity(enforced),
-        nominal: options.paces ? undefined : capacity(limit.limit),
-        burst: most(enforced, largest),
-        rate: rate(enforced),
-        cold: coldStart,
-        pace: options.until
+    options: {
+      readonly paces: boolean
+      readonly kept: number
+      readonly late: number
+      readonly until?: number | undefined
+    }
+  ): Cell => {
+    const capacity = (enforced: number, largest = 1) => {
+      const all = most(enforced, largest)
+      return Math.max(all - options.kept * rate(enforced), all / 2, Math.min(all, 1))
+    }
+    const full = Math.max(period, most(limit.limit, 1) / rate(limit.limit))
+    return {
+      name: `${base}:${name}`,
+      kind: "bucket",
+      paces: options.paces,
+      length: full,
+      capacity,
+      describe: (enforced, largest) => {
+        const all = most(enforced, largest)
+        const cap = capacity(enforced, largest)
+        // What is sent in a time, and is as much later as it can be, must be no more than the bucket and its refill: where
+        // not enough can be kept back for that, the refill is slower.
+        const slow = options.late === 0
+          ? Number.POSITIVE_INFINITY
+          : Math.max((all - cap) / options.late, cap / (options.late + cap / rate(enforced)) * (all <= 1 ? 1 : 0))
+        return {
+          ...common,
+          k: "b",
+          dated: dated || options.paces,
+          keep: full,
+          cap,
+          part: options.paces ? undefined : part(enforced),
+          fixed: burst !== undefined,
+          burst: all,
+          rate: Math.min(rate(enforced), slow),
+          cold: coldStart,
+          pace: options.until
+        }
       }
     }
-  })
+  }
 
   const secondsRefill = (enforced: number) => Math.max(1, rate(enforced) * (1000 - limit.margin))
   const cells: Array<Cell> = []
@@ -89,11 +112,11 @@ export const cellsOf = (limit: RateLimiter.Limit, prefix: string, margin: number
       kind: "total",
       paces: false,
       length: period,
-      rate: () => 0,
-      describe: (enforced) => ({ ...common, k: "t", dated, cap: enforced, nominal: limit.limit })
+      capacity: (enforced) => enforced,
+      describe: (enforced) => ({ ...common, k: "t", dated, keep: year, cap: enforced, part: part(enforced) })
     })
   } else if (algorithm === "tokenBucket") {
-    cells.push(bucket("bucket", (enforced) => burst ?? enforced, { paces: false, kept: headroom + late }))
+    cells.push(bucket("bucket", (enforced) => burst ?? enforced, { paces: false, kept: headroom + late, late }))
   } else if (algorithm === "fixedWindow") {
     const edges = windowAt(period, limit.timeZone)
     const guard = Math.min(late, period / 4)
@@ -102,19 +125,20 @@ export const cellsOf = (limit: RateLimiter.Limit, prefix: string, margin: number
       kind: "fixed",
       paces: false,
       length: period + 2 * guard,
-      rate,
+      capacity: (enforced) => enforced,
       describe: (enforced, _largest, wall) => {
         const { end, start } = edges(wall)
         return {
           ...common,
           k: "f",
           dated,
+          keep: 2 * period,
           from: start,
           to: end,
           after: edges(end).end,
           margin: guard,
           cap: enforced,
-          nominal: limit.limit
+          part: part(enforced)
         }
       }
     })
@@ -126,11 +150,12 @@ export const cellsOf = (limit: RateLimiter.Limit, prefix: string, margin: number
     cells.push(
       bucket("pace", (enforced, largest) => burst ?? Math.max(largest, secondsRefill(enforced)), {
         paces: true,
-        kept: 0
+        kept: 0,
+        late: 0
       })
     )
   } else if (coldStart && algorithm !== "tokenBucket") {
-    cells.push(bucket("cold", secondsRefill, { paces: true, kept: 0, until: period + late }))
+    cells.push(bucket("cold", secondsRefill, { paces: true, kept: 0, late: 0, until: period + late }))
   }
   return cells
 }
@@ -141,6 +166,6 @@ export const permitsOf = (limit: number, prefix: string): Cell => ({
   kind: "permits",
   paces: false,
   length: 0,
-  rate: () => 0,
+  capacity: () => limit,
   describe: () => ({ k: "p", cap: limit, unit: 1 })
 })

@@ -12,6 +12,7 @@ import * as Hash from "effect/Hash"
 import type * as Redis from "effect/persistence/Redis"
 import * as Queue from "effect/Queue"
 import * as Random from "effect/Random"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as QueueError from "../../QueueError.ts"
 import type * as RateLimiter from "../../RateLimiter.ts"
@@ -19,9 +20,9 @@ import { charge, countsTokens, LimitState } from "../limitState.ts"
 import type { Generation } from "../limitUpdate.ts"
 import * as reservations from "../reservation.ts"
 import * as time from "../time.ts"
-import { type Cell, permitsOf } from "./cells.ts"
-import { Link, type List, list, type Operation, type Problem } from "./link.ts"
-import { SharedMeter, type Told } from "./sharedMeter.ts"
+import { type Cell, permitsOf, year } from "./cells.ts"
+import { type CellAt, Link, type List, list, type Operation, type Problem } from "./link.ts"
+import { type Granted, SharedMeter, type Told } from "./sharedMeter.ts"
 
 export interface Options {
   readonly prefix: string
@@ -31,6 +32,8 @@ export interface Options {
   readonly commandTimeout: number
   readonly whenAway: "wait" | "fail"
   readonly onConflict: "fail" | "replace"
+  /** What is wrong with them. */
+  readonly problems: ReadonlyArray<string>
 }
 
 /** What the models of a process have in common. */
@@ -38,8 +41,8 @@ export interface Process {
   readonly id: string
   readonly redis: Redis.Redis["Service"]
   readonly options: Options
-  /** Called when the server has something for a model, as long as the scope is open. */
-  readonly listen: (modelId: string, f: () => void) => void
+  /** Called when the server has something for a limiter, as long as the scope is open. */
+  readonly listen: (limiter: string, f: () => void) => Effect.Effect<void, never, Scope.Scope>
   readonly channel: string
 }
 
@@ -84,6 +87,9 @@ export const make = Effect.fnUntraced(function*(
 ) {
   const { channel, options, redis } = process
   const { commandTimeout, lease, margin, onConflict, prefix, whenAway } = options
+  if (options.problems.length > 0) {
+    return yield* new QueueError.InvalidConfiguration({ modelId, problems: options.problems })
+  }
   if (tenants !== undefined && Array.from(tenants.byId.values()).some(({ guaranteed }) => guaranteed > 0)) {
     const problems = ["tenants: nothing can be guaranteed to tenants of limits that processes share; give them limits"]
     return yield* new QueueError.InvalidConfiguration({ modelId, problems })
@@ -94,9 +100,12 @@ export const make = Effect.fnUntraced(function*(
   const changes = yield* Queue.unbounded<RateLimiter.Change>()
   const beat = Math.min(lease / 3, longestBeat)
 
-  const root = `{${prefix}:${encodeURIComponent(modelId)}}`
+  // What decides where on a cluster they are must not end early.
+  const root = `{${prefix.replaceAll(/[{}]/gu, encodeURIComponent)}:${encodeURIComponent(modelId)}}`
   const keys = ["meta", "permits", "held", "leases", "line", "claims", "members", "replies"]
   const newId = () => Math.floor(random.nextDoubleUnsafe() * 2 ** 53).toString(36)
+  /** A process may have several limiters of a model, one after the other or in several managers. */
+  const id = `${process.id}:${newId()}`
 
   let epoch: string | undefined
   /** Whether the server is to be told the limits: at the beginning, when they change, and when it has lost them. */
@@ -104,12 +113,16 @@ export const make = Effect.fnUntraced(function*(
   let joined: string | undefined
   let conflict: QueueError.LimitConflict | undefined
   let counter = 0
+  /** How long what tenants use counts at most. */
+  const longest = [tenants?.others ?? [], ...Array.from(tenants?.byId.values() ?? [], ({ limits }) => limits)].flat()
+    .reduce((longest, { timePeriod = 0 }) => Math.max(longest, Math.min(timePeriod, year)), 0)
   /** The permits that are taken: whose they are does not matter. */
   const permits = new Set<string>()
   /** Reservations that hold something until they have ended. */
   const undated = new Set<string>()
   /** What runs for tenants that have a limit of it. */
   const running = new Map<string, Cell>()
+  let hasBegun = false
   let isWaiting = false
   let lateInRow = 0
 
@@ -121,29 +134,30 @@ export const make = Effect.fnUntraced(function*(
   })
 
   const outbox: ConstructorParameters<typeof SharedMeter>[3] = {
-    effects: (id, effects) => {
+    effects: (id, effects, said) => {
       link.push({
         weight: 1,
         say: (indexOf) => {
-          const at = now()
+          said()
           return {
             op: "effects",
             id,
-            list: effects.map(({ by, dates, part }) => [
-              indexOf(part.cell),
-              part.mark,
-              by,
-              dates ?? -1,
-              at - part.at
-            ])
+            list: effects.map(({ by, dates, part }) => [indexOf(part.cell), part.mark, by, dates ?? -1])
           }
         },
         answered: (marks) => {
-          for (const [index, mark] of list(marks as List<number>).entries()) effects[index]!.part.mark = mark
+          for (const [index, mark] of list(marks as List<number | string>).entries()) effects[index]!.part.mark = mark
         }
       })
     },
-    lower: (cell, by, seen) => link.push(say({ op: "lower", by, seen }, cell)),
+    lower: (cell, by, seen, said) =>
+      link.push({
+        weight: 1,
+        say: (indexOf) => {
+          said()
+          return { op: "lower", by, seen, cell: indexOf(cell) }
+        }
+      }),
     warm: (cell) => link.push(say({ op: "warm" }, cell))
   }
 
@@ -192,10 +206,10 @@ export const make = Effect.fnUntraced(function*(
     return made
   }
 
-  /** Whose a cell is, for as long as it is asked about. */
-  const owners = new Map<string, Shared>()
+  /** Whose a cell is. */
+  const owners = new WeakMap<Cell, Shared>()
   const own = ({ shared }: Limits) => {
-    for (const each of shared) for (const cell of each.meter.cells) owners.set(cell.name, each)
+    for (const each of shared) for (const cell of each.meter.cells) owners.set(cell, each)
   }
   own(model)
 
@@ -203,7 +217,7 @@ export const make = Effect.fnUntraced(function*(
   let cells = cellsOf(model)
 
   const describe = (cell: Cell, wall: number): object => {
-    const owner = owners.get(cell.name)
+    const owner = owners.get(cell)
     return owner === undefined
       ? cell.describe(0, 1, wall)
       : cell.describe(owner.meter.enforced, owner.meter.largest, wall)
@@ -211,14 +225,18 @@ export const make = Effect.fnUntraced(function*(
 
   // What the server says --------------------------------------------------------------------------------------------
 
-  const heard = ({ epoch: its, sync }: { readonly epoch: string; readonly sync: List<Told> }) => {
+  const heard = (
+    { epoch: its, sync }: { readonly epoch: string; readonly sync: List<Told> },
+    cellAt: CellAt
+  ) => {
+    if (epoch !== undefined && its !== epoch) { for (const each of replay()) link.push(each) }
     epoch = its
     if (joined === config) joins = undefined
     const at = now()
-    let index = 0
+    // By name: there may be other limits since that was asked.
+    const all = new Map(list(sync).map((told, index) => [cellAt(index + 1)!.name, told]))
     for (const { meter, state } of model.shared) {
-      const told = list(sync)[index]
-      index += meter.cells.length
+      const told = all.get(meter.cells[0]!.name)
       if (told === undefined) continue
       const [, , sent, lowered, pausedFor, age] = told
       meter.told(told)
@@ -237,7 +255,12 @@ export const make = Effect.fnUntraced(function*(
       const same = before.find(({ state }) =>
         state.canFollow(each.state.limit) && state.limit.type === each.state.limit.type
       )
-      if (same === undefined) return each
+      if (same === undefined) {
+        const paused = before.find(({ state }) => state.limit.type === each.state.limit.type)?.state.pausedFor(now()) ??
+          0
+        if (paused > 0) each.state.heard({ sent: 0, lowered: 0, pausedFor: paused, isWarm: false }, now())
+        return each
+      }
       same.state.follow(each.state.limit, now())
       return same
     })
@@ -246,27 +269,36 @@ export const make = Effect.fnUntraced(function*(
     cells = cellsOf(model)
   }
 
-  const mend = (problem: Problem): Effect.Effect<void, string> =>
+  const follow = (text: string) => {
+    const next = JSON.parse(
+      text,
+      (_, value: unknown) => value === "Infinity" ? Number.POSITIVE_INFINITY : value
+    ) as ReadonlyArray<RateLimiter.Limit>
+    adopt(next)
+    Queue.offerUnsafe(changes, { _tag: "LimitsChanged", limits: next })
+    return Effect.as(Effect.logInfo(`Another process has changed the limits of model ${modelId}`), [])
+  }
+
+  const mend = (problem: Problem): Effect.Effect<ReadonlyArray<Operation>, string> =>
     Effect.suspend(() => {
       if ("lost" in problem) {
         const wasThere = epoch !== undefined
         epoch = undefined
         joins ??= "agrees"
-        if (!wasThere) return Effect.void
-        replay()
-        return Effect.logWarning(`The server has lost the state of the limits of model ${modelId}: it is told again`)
+        if (!wasThere) return Effect.succeed([])
+        return Effect.as(
+          Effect.logWarning(`The server has lost the state of the limits of model ${modelId}: it is told again`),
+          replay()
+        )
       }
-      if ("changed" in problem) {
-        const next = JSON.parse(
-          problem.changed,
-          (_, value: unknown) => value === "Infinity" ? Number.POSITIVE_INFINITY : value
-        ) as ReadonlyArray<RateLimiter.Limit>
-        adopt(next)
-        Queue.offerUnsafe(changes, { _tag: "LimitsChanged", limits: next })
-        return Effect.logInfo(`Another process has changed the limits of model ${modelId}`)
-      }
+      if ("changed" in problem) return follow(problem.changed)
       if ("conflict" in problem) {
         const { conflict: theirs, others } = problem
+        // The server had lost the state, and they have been told of other limits since.
+        if (hasBegun) {
+          joins = undefined
+          return follow(theirs)
+        }
         conflict = new QueueError.LimitConflict({ modelId, ours: written, theirs, processes: others })
         return Effect.fail(conflict.message)
       }
@@ -274,26 +306,29 @@ export const make = Effect.fnUntraced(function*(
     })
 
   /** What this process has charged, as far as it still counts, and no more than that for as long as others may tell. */
-  const replay = () => {
+  const replay = (): ReadonlyArray<Operation> => {
     const at = now()
-    for (const { meter } of model.shared) {
-      link.push({
-        weight: 1,
-        say: (indexOf) => ({
-          op: "replay",
-          list: meter.cells.flatMap((cell) =>
-            meter.book.since(at - cell.length).map(({ amount, at: when }) => [indexOf(cell), at - when, amount])
-          )
-        })
-      })
-      link.push(say({ op: "pause", millis: beat + grace }, meter.cells[0]))
-    }
+    return [
+      beats(),
+      ...model.shared.flatMap(({ meter }): ReadonlyArray<Operation> => [
+        {
+          weight: 1,
+          say: (indexOf) => ({
+            op: "replay",
+            list: meter.cells.flatMap((cell) =>
+              meter.book!.since(at - cell.length).map(({ amount, at: when }) => [indexOf(cell), at - when, amount])
+            )
+          })
+        },
+        say({ op: "pause", millis: beat + grace }, meter.cells[0])
+      ])
+    ]
   }
 
   const joining = (): object => {
     joined = joins === undefined ? undefined : config
     return joined === undefined ? {} : {
-      join: { limits: written, epoch: epoch ?? newId(), replace: joins === "replaces" }
+      join: { limits: written, epoch: newId(), replace: joins === "replaces" }
     }
   }
 
@@ -306,8 +341,8 @@ export const make = Effect.fnUntraced(function*(
     cells: () => cells,
     describe,
     header: () => ({
-      pid: process.id,
-      id: modelId,
+      pid: id,
+      process: process.id,
       config,
       epoch,
       lease,
@@ -318,18 +353,21 @@ export const make = Effect.fnUntraced(function*(
       ...joining(),
       ttl: Math.ceil(
         2 * lease +
-          2 * Math.max(60_000, ...cells.map(({ length }) => Number.isFinite(length) ? length : 365 * 86_400_000))
+          2 * Math.max(60_000, longest, ...cells.map(({ length }) => Number.isFinite(length) ? length : year))
       )
     }),
     heard,
     mend,
-    back: () => Queue.offerUnsafe(changes, { _tag: "Freed" })
+    back: () => {
+      link.push(beats())
+      Queue.offerUnsafe(changes, { _tag: "Freed" })
+    }
   })
 
   // Admission -------------------------------------------------------------------------------------------------------
 
   const typeOf = (cell: Cell | undefined): RateLimiter.Type =>
-    (cell === undefined ? undefined : owners.get(cell.name)?.state.limit.type) ?? "concurrent"
+    (cell === undefined ? undefined : owners.get(cell)?.state.limit.type) ?? "concurrent"
 
   /** What this process knows that keeps a request back: what the provider has said. */
   const heldBack = (cost: RateLimiter.Cost, at: number): RateLimiter.Admission | undefined => {
@@ -356,7 +394,7 @@ export const make = Effect.fnUntraced(function*(
     id: string,
     { cost, tenant }: RateLimiter.Candidate,
     permit: boolean,
-    marks: ReadonlyArray<readonly [number, number, number, number]>,
+    marks: ReadonlyArray<Granted>,
     of: Limits
   ): Reservation => {
     const at = now()
@@ -396,11 +434,20 @@ export const make = Effect.fnUntraced(function*(
     readonly permits: number
   }
 
-  interface Granted {
-    readonly grants: List<List<readonly [number, number, number, number]>>
+  interface Admitted {
+    readonly grants: List<List<Granted>>
     readonly by?: number
     readonly wait?: number
     readonly exceeds?: number
+  }
+
+  /** Whether a request would fit sometime beside what this process holds: others end what they hold. */
+  const isHeldByOthers = (cell: Cell, cost: RateLimiter.Cost): boolean => {
+    const owner = owners.get(cell)
+    if (owner === undefined || cell.kind === "total") return false
+    const { meter, state: { held, limit } } = owner
+    const amount = charge(limit, cost)
+    return held <= Math.max(cell.capacity(meter.enforced), amount) - amount
   }
 
   const ask = (
@@ -418,21 +465,21 @@ export const make = Effect.fnUntraced(function*(
       cellAt: (index: number) => Cell | undefined
     ): ReadonlyArray<RateLimiter.Admission> => {
       // The server's words are its script's.
-      const { by, exceeds, grants, wait: millis } = answer as Granted
+      const { by, exceeds, grants, wait: millis } = answer as Admitted
       const admissions = list(grants).map(
         (marks, index): RateLimiter.Admission => {
-          const id = ids[index]!
-          if (permit) permits.add(id)
-          return { _tag: "Admitted", reservation: take(id, candidates[index]!, permit, list(marks), of) }
+          const granted = ids[index]!
+          if (permit) permits.add(granted)
+          return { _tag: "Admitted", reservation: take(granted, candidates[index]!, permit, list(marks), of) }
         }
       )
       isWaiting = by !== undefined
       if (by === undefined) return admissions
       const cell = by === 0 ? undefined : cellAt(by)
       const candidate = candidates[admissions.length]!
-      const isTenants = by > cells.length
+      const isTenants = by > cellsOf(of).length
       if (exceeds !== undefined) {
-        const { limit } = owners.get(cell!.name)!.state
+        const { limit } = owners.get(cell!)!.state
         const excess: RateLimiter.Excess = {
           limit: limit.limit,
           timePeriod: limit.timePeriod!,
@@ -443,7 +490,14 @@ export const make = Effect.fnUntraced(function*(
         }
         return [...admissions, { _tag: "Exceeded", excess }]
       }
-      const blocked = { _tag: "Blocked", by: typeOf(cell), wait: wait(millis) } as const
+      const told = wait(millis)
+      const blocked = {
+        _tag: "Blocked",
+        by: typeOf(cell),
+        wait: told === Number.POSITIVE_INFINITY && cell !== undefined && isHeldByOthers(cell, candidate.cost)
+          ? poll
+          : told
+      } as const
       return [...admissions, isTenants ? { ...blocked, scope: "tenant" } : blocked]
     }
 
@@ -452,10 +506,9 @@ export const make = Effect.fnUntraced(function*(
       say: (indexOf) => {
         of = model
         began = now()
-        ids = candidates.map(() => `${process.id}:${(counter++).toString(36)}`)
+        ids = candidates.map(() => `${id}:${(counter++).toString(36)}`)
         return {
           op: "admit",
-          claims: true,
           heads: candidates.map(({ cost, tenant }, index) => {
             const limits = tenantOf(tenant)
             if (limits !== undefined) own(limits)
@@ -470,8 +523,8 @@ export const make = Effect.fnUntraced(function*(
       answered: (answer, cellAt) => {
         const admissions = admitted(answer, cellAt)
         // Dispatched so late, its charge would be gone before the provider forgets it.
-        const isLate = now() - began > margin && lateInRow++ < mostLate
-        if (!isLate) lateInRow = 0
+        lateInRow = now() - began > margin ? lateInRow + 1 : 0
+        const isLate = lateInRow > 0 && lateInRow <= mostLate
         if (!isGone && !isLate) return Deferred.doneUnsafe(asked, Effect.succeed(admissions))
         for (const admission of admissions) {
           if (admission._tag === "Admitted") giveBack(mine(admission.reservation), permit)
@@ -527,15 +580,15 @@ export const make = Effect.fnUntraced(function*(
     running.delete(id)
     link.push({
       weight: 1,
-      say: (indexOf) => ({ op: "effects", id, list: [[indexOf(permits), 0, 0, -1, 0]] })
+      say: (indexOf) => ({ op: "effects", id, list: [[indexOf(permits), 0, 0, -1]] })
     })
   }
 
   const releasePermit = () => {
-    const [id] = permits
-    if (id === undefined) return
-    permits.delete(id)
-    link.push(say({ op: "release", ids: [id] }))
+    const [any] = permits
+    if (any === undefined) return
+    permits.delete(any)
+    link.push(say({ op: "release", ids: [any] }))
   }
 
   const giveBack = (reservation: Reservation, permit: boolean): void => {
@@ -548,8 +601,11 @@ export const make = Effect.fnUntraced(function*(
   const tellPauses = () => {
     const at = now()
     for (const { meter, state } of model.shared) {
-      const millis = state.pausedFor(at)
-      if (millis > 0) link.push(say({ op: "pause", millis }, meter.cells[0]))
+      if (state.pausedFor(at) === 0) continue
+      link.push({
+        weight: 1,
+        say: (indexOf) => ({ op: "pause", millis: state.pausedFor(now()), cell: indexOf(meter.cells[0]!) })
+      })
     }
   }
 
@@ -598,9 +654,11 @@ export const make = Effect.fnUntraced(function*(
         const at = now()
         return Math.max(wait(answer), ...model.shared.map(({ state }) => state.pausedFor(at)))
       }),
-    exceeds: (cost, tenant) =>
-      model.shared.some(({ state }) => state.limit.type === "budget") || tenants !== undefined
+    exceeds: (cost, tenant) => {
+      let count = 0
+      return model.shared.some(({ state }) => state.limit.type === "budget") || tenants !== undefined
         ? question<RateLimiter.Excess | undefined>(undefined, (indexOf) => {
+          count = cells.length
           const theirs = tenantOf(tenant)
           if (theirs !== undefined) own(theirs)
           const budgets = [...model.shared, ...theirs?.shared ?? []].filter(({ state: { limit } }) =>
@@ -616,17 +674,18 @@ export const make = Effect.fnUntraced(function*(
           const [index, used, millis] = list(answer as List<number>)
           const cell = index === undefined ? undefined : cellAt(index)
           if (cell === undefined || used === undefined) return undefined
-          const { limit } = owners.get(cell.name)!.state
+          const { limit } = owners.get(cell)!.state
           return {
             limit: limit.limit,
             timePeriod: limit.timePeriod!,
             used,
             requested: charge(limit, cost),
             wait: wait(millis),
-            ofTenant: index! > cells.length
+            ofTenant: index! > count
           }
         })
-        : Effect.undefined,
+        : Effect.undefined
+    },
     settle: (reservation, usage) => Effect.sync(() => reservations.settle(mine(reservation), usage, now())),
     complete: (reservation) =>
       Effect.sync(() => {
@@ -645,7 +704,8 @@ export const make = Effect.fnUntraced(function*(
         })
       }),
     refuse: (reservation, refusal, observations) =>
-      Effect.sync(() => {
+      // Nor does it wait here, when the server is away.
+      Effect.map(question(undefined, () => ({ op: "hear" }), () => undefined), () => {
         const own = mine(reservation)
         reservations.refuse(own, refusal, observations, now())
         ended(own)
@@ -708,17 +768,25 @@ export const make = Effect.fnUntraced(function*(
     link.begin([beats()]),
     (reason) => conflict ?? new QueueError.QueueUnavailable({ modelId, requestId: undefined, reason })
   )
+  hasBegun = true
   yield* Effect.addFinalizer(() =>
     Effect.interruptible(link.end({
       weight: 1,
       say: () => ({ op: "bye", permits: [...permits].slice(0, 5000) })
-    })).pipe(Effect.timeoutOption(commandTimeout), Effect.ignore)
+    })).pipe(
+      Effect.timeoutOption(commandTimeout),
+      Effect.ignore,
+      Effect.andThen(Effect.sync(() => link.close()))
+    )
   )
-  process.listen(modelId, () => Queue.offerUnsafe(changes, { _tag: "Freed" }))
+  yield* process.listen(id, () => Queue.offerUnsafe(changes, { _tag: "Freed" }))
   yield* Effect.forkScoped(link.run, { startImmediately: true })
   yield* Effect.forkScoped(Effect.forever(Effect.andThen(
     Effect.sleep(beat),
-    Effect.sync(() => link.push(beats()))
+    Effect.sync(() => {
+      // Else there is one when it is back.
+      if (link.away === undefined) link.push(beats())
+    })
   )))
   yield* Effect.forkScoped(Effect.forever(Effect.andThen(
     Effect.sleep(poll),

@@ -18,11 +18,13 @@ import type { Told } from "./sharedMeter.ts"
 /** Where a cell is among those of a call. */
 export type IndexOf = (cell: Cell) => number
 
+export type CellAt = (index: number) => Cell | undefined
+
 /** Something to be said. */
 export interface Operation {
   /** What is said, when it is. */
   readonly say: (indexOf: IndexOf) => object
-  readonly answered?: ((answer: unknown, cellAt: (index: number) => Cell | undefined) => void) | undefined
+  readonly answered?: ((answer: unknown, cellAt: CellAt) => void) | undefined
   /** The server cannot be reached. It is said all the same when it can. */
   readonly away?: ((reason: string) => void) | undefined
   readonly weight: number
@@ -56,9 +58,9 @@ export interface Options {
   /** The cells of the model's own limits. */
   readonly cells: () => ReadonlyArray<Cell>
   readonly describe: (cell: Cell, wall: number) => object
-  readonly heard: (reply: Reply) => void
-  /** Mends what keeps the server from answering. */
-  readonly mend: (problem: Problem) => Effect.Effect<void, string>
+  readonly heard: (reply: Reply, cellAt: CellAt) => void
+  /** Mends what keeps the server from answering. Before all else the server is told what it succeeds with. */
+  readonly mend: (problem: Problem) => Effect.Effect<ReadonlyArray<Operation>, string>
   /** The server can be reached again. */
   readonly back: () => void
 }
@@ -72,7 +74,7 @@ interface Call {
   readonly prelude: object
   readonly keys: ReadonlyArray<string>
   readonly text: string
-  readonly at: (index: number) => Cell | undefined
+  readonly at: CellAt
 }
 
 const firstPause = 50
@@ -152,6 +154,13 @@ export class Link {
     })
   }
 
+  /** Nobody waits for an answer from now on. */
+  close(): void {
+    this.away = "it is closed"
+    for (const operation of [...this.inFlight?.operations ?? [], ...this.outbox]) operation.away?.(this.away)
+    this.outbox = []
+  }
+
   private exchange(operations: ReadonlyArray<Operation>): Effect.Effect<void> {
     let pause = firstPause
     const again = (call: Call): Effect.Effect<void> =>
@@ -194,7 +203,10 @@ export class Link {
       const reply = JSON.parse(exit.value) as Reply | Problem
       if (!("answers" in reply)) {
         if (!("clock" in reply)) {
-          return Effect.flatMap(mend(reply), () => this.attempt(this.write(call.operations, call.prelude, true)))
+          return Effect.flatMap(
+            mend(reply),
+            (first) => this.attempt(this.write([...first, ...call.operations], call.prelude, true))
+          )
         }
         this.wall = reply.clock
         return this.attempt(this.write(call.operations, call.prelude, true))
@@ -203,7 +215,7 @@ export class Link {
       this.wall = reply.wall
       const wasAway = this.away !== undefined
       this.away = undefined
-      heard(reply)
+      heard(reply, call.at)
       const answers = list(reply.answers)
       for (const [index, operation] of call.operations.entries()) operation.answered?.(answers[index], call.at)
       if (!wasAway) return Effect.void

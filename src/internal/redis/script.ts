@@ -32,7 +32,9 @@ local call = cjson.decode(ARGV[1])
 local META, PERMITS, HELD, LEASES, LINE, CLAIMS, MEMBERS, REPLIES =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local pid, cells, model = call.pid, call.cells, call.model
-local slices, chunk, tolerance = 1024, 100, 1e-6
+local slices, chunk = 1024, 100
+-- How long the last reply to a process is kept that has gone silent: it may come back, and ask for it again.
+local silence = 3600000
 
 -- Calls that come again ---------------------------------------------------------------------------------------------
 
@@ -44,7 +46,7 @@ if before > call.seq then return '{"stale":true}' end
 
 local time = redis.call('TIME')
 local wall = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
-local meta = redis.call('HMGET', META, 'offset', 'last', 'config', 'epoch')
+local meta = redis.call('HMGET', META, 'offset', 'last', 'config', 'epoch', 'lapsed')
 local offset, last = tonumber(meta[1] or 0), tonumber(meta[2] or 0)
 local now = wall + offset
 if now < last then
@@ -66,15 +68,16 @@ local function forget(gone)
 end
 
 local function cull()
-  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', MEMBERS, '-inf', now)) do
+  for _, gone in ipairs(redis.call('ZRANGEBYSCORE', MEMBERS, '-inf', now - silence)) do
     if gone ~= pid then forget(gone) end
   end
 end
 
+local function members() return redis.call('ZCOUNT', MEMBERS, string.format('(%.17g', now), '+inf') end
+
 if call.join then
   local join = call.join
-  cull()
-  local others = redis.call('ZCARD', MEMBERS) - (redis.call('ZSCORE', MEMBERS, pid) and 1 or 0)
+  local others = members() - (tonumber(redis.call('ZSCORE', MEMBERS, pid) or 0) > now and 1 or 0)
   if meta[3] and meta[3] ~= call.config and others > 0 and not join.replace then
     return cjson.encode({ conflict = redis.call('HGET', META, 'limits'), others = others })
   end
@@ -97,7 +100,7 @@ redis.call('HSET', META, 'last', now)
 -- Cells -------------------------------------------------------------------------------------------------------------
 
 local loaded, freed = {}, false
-local fields = { 'u', 'h', 'n', 'l', 'p', 'f', 'e', 'a', 'w', 'g', 'q', 'qa', 'qp', 'z' }
+local fields = { 'u', 'h', 'n', 'l', 'p', 'f', 'e', 'a', 'w', 'g', 'q', 'qa', 'qp', 'z', 'x', 'c' }
 
 local function advance(c)
   if c.k == 's' then
@@ -128,29 +131,45 @@ local function advance(c)
     c.u = math.max(c.cap - c.burst, c.u - c.rate * math.max(0, now - c.a))
     c.a = now
   elseif c.k == 'f' then
-    if c.w == c.from or (c.w and c.w > c.from) then return end
-    c.u = c.w and c.g or 0
-    c.g, c.w = 0, c.from
+    if c.w and c.w >= c.from then return end
+    -- What was charged just before the edge counts on both sides of it.
+    c.u = c.x == c.from and c.g or 0
+    c.g, c.w, c.x = 0, c.from, c.to
   elseif c.k == 'p' then
     redis.call('ZREMRANGEBYSCORE', c.key, '-inf', now)
     c.u = redis.call('ZCARD', c.key)
   end
 end
 
--- A lower capacity that one process has learned is everybody's as long as it says so.
+-- That only a part of a limit is enforced, as one process has learned, holds for everybody as long as it says so.
 local function lowest(c)
-  if c.cap < c.nominal then
-    if not c.q or c.cap <= c.q or c.qp == pid or now - c.qa > 10000 then
-      c.q, c.qa, c.qp, c.dirty = c.cap, now, pid, true
+  if c.part < 1 then
+    if not c.q or c.part <= c.q or c.qp == pid or now - c.qa > 10000 then
+      c.q, c.qa, c.qp, c.dirty = c.part, now, pid, true
     end
   elseif c.qp == pid then
     c.q, c.dirty = nil, true
   end
-  if c.q and now - c.qa <= 10000 then
-    c.cap = math.min(c.cap, c.q)
-    if c.burst then c.burst = c.cap end
+  if c.q and c.q < c.part and now - c.qa <= 10000 then
+    local by = c.q / c.part
+    if not c.fixed then c.cap = c.cap * by end
+    if c.k == 'b' then
+      c.rate = c.rate * by
+      if not c.fixed then c.burst = c.burst * by end
+    end
   end
 end
+
+local date
+
+-- Nobody will tell when the requests of a process that is gone have ended: it was now.
+local function lapse(c, amount)
+  c.h = math.max(0, c.h - amount)
+  date(c, amount)
+  c.dirty = true
+end
+
+local lapsed = tonumber(meta[5] or 0)
 
 local function cell(i)
   local c = loaded[i]
@@ -168,11 +187,23 @@ local function cell(i)
   c.p, c.f, c.e = tonumber(v[5] or 0), tonumber(v[6] or nil), tonumber(v[7] or nil)
   c.a, c.w, c.g = tonumber(v[8] or now), tonumber(v[9] or nil), tonumber(v[10] or 0)
   c.q, c.qa, c.qp, c.z = tonumber(v[11] or nil), tonumber(v[12] or 0), v[13] or nil, tonumber(v[14] or now)
+  c.x = tonumber(v[15] or nil)
   c.isNew = not v[14]
-  if c.len then c.width = c.len / slices end
+  -- What is shorter has too many digits.
+  if c.len then c.width = math.max(c.len / slices, 0.02) end
   if c.isNew and c.cold then c.u = c.cap end
-  if c.nominal then lowest(c) end
+  if c.part then lowest(c) end
+  -- A bucket of another size is at the same level.
+  if c.k == 'b' and c.part and v[16] then c.u = c.u + c.cap - tonumber(v[16]) end
   advance(c)
+  if lapsed > 0 then
+    local amount = redis.call('HGET', HELD, 'lapsed ' .. c.name)
+    if amount then
+      redis.call('HDEL', HELD, 'lapsed ' .. c.name)
+      lapsed = redis.call('HINCRBY', META, 'lapsed', -1)
+      lapse(c, tonumber(amount))
+    end
+  end
   return c
 end
 
@@ -192,6 +223,8 @@ local function save(i)
   also('f', c.f)
   also('e', c.e)
   also('w', c.w)
+  also('x', c.x)
+  if c.k == 'b' and c.part then also('c', c.cap) end
   if c.q then
     also('q', c.q)
     also('qa', c.qa)
@@ -200,10 +233,10 @@ local function save(i)
     redis.call('HDEL', c.key, 'q', 'qa', 'qp')
   end
   redis.call('HSET', c.key, unpack(set))
-  if i > model or c.isNew then redis.call('PEXPIRE', c.key, call.ttl) end
+  if i > model or c.isNew then redis.call('PEXPIRE', c.key, math.ceil(2 * (call.lease + math.max(60000, c.keep)))) end
 end
 
-local function date(c, amount)
+function date(c, amount)
   if c.k == 's' then
     local k = math.floor(now / c.width)
     redis.call('HINCRBYFLOAT', c.key, string.format('%d', k), amount)
@@ -212,12 +245,15 @@ local function date(c, amount)
     c.e = k
     return k
   end
-  c.u = c.u + amount
+  -- What a bucket has above its capacity is for one large request: nothing of it is left after any.
+  c.u = (c.k == 'b' and math.max(0, c.u) or c.u) + amount
   if c.k == 'f' then
-    if wall + c.margin >= c.to then c.g = c.g + amount end
-    return c.w
+    if wall + c.margin < c.to then return c.w end
+    c.g = c.g + amount
+    return -c.x
   end
-  return c.u
+  -- Of a bucket, when it would be full again if nothing else was charged.
+  return c.k == 'b' and string.format('%.17g', now + c.u / c.rate) or c.u
 end
 
 -- When so much of a window is free again.
@@ -272,20 +308,26 @@ end
 -- What lapses -------------------------------------------------------------------------------------------------------
 
 if redis.call('ZREMRANGEBYSCORE', PERMITS, '-inf', now) > 0 then freed = true end
-for _, token in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, 50)) do
-  -- Its process is gone, so nobody will tell when its requests ended: it was now.
-  for _, each in ipairs(cjson.decode(redis.call('HGET', HELD, token) or '[]')) do
-    for i, known in ipairs(cells) do
-      if known.name == each[1] then
-        local c = cell(i)
-        c.h = math.max(0, c.h - each[2])
-        date(c, each[2])
-        c.dirty = true
+local overdue = redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, 50)
+if #overdue > 0 then
+  local places = {}
+  for i, each in ipairs(cells) do places[each.name] = i end
+  for _, token in ipairs(overdue) do
+    for _, each in ipairs(cjson.decode(redis.call('HGET', HELD, token) or '[]')) do
+      local i = places[each[1]]
+      if i then
+        lapse(cell(i), each[2])
+      elseif each[2] ~= 0 then
+        -- When somebody asks about it again.
+        if redis.call('HSETNX', HELD, 'lapsed ' .. each[1], 0) == 1 then
+          lapsed = redis.call('HINCRBY', META, 'lapsed', 1)
+        end
+        redis.call('HINCRBYFLOAT', HELD, 'lapsed ' .. each[1], each[2])
       end
     end
+    redis.call('HDEL', HELD, token)
+    redis.call('ZREM', LEASES, token)
   end
-  redis.call('HDEL', HELD, token)
-  redis.call('ZREM', LEASES, token)
 end
 
 -- The line ----------------------------------------------------------------------------------------------------------
@@ -360,7 +402,8 @@ function operations.admit(op)
     local at, by = now, nil
     for _, part in ipairs(parts) do
       local c = cell(part[1])
-      if not c.fails then
+      -- What has nothing left for it fails a request, but not what waits for others to tell what they have charged.
+      if not c.fails or c.p > now then
         local fits = fitsAt(c, part[2], part[3])
         if fits > at then at, by = fits, part[1] end
       end
@@ -369,8 +412,13 @@ function operations.admit(op)
       for _, part in ipairs(parts) do
         local c = cell(part[1])
         if c.fails and not blocked then
-          local fits = fitsAt(c, part[2], part[3])
-          if fits > now then blocked = { by = part[1], at = fits, exceeds = c.u + c.h + part[3] } end
+          local fits = fitsAt(c, part[2], 0)
+          if fits > now then
+            blocked = { by = part[1], at = fits, exceeds = c.u + c.h }
+          elseif fitsAt(c, part[2], part[3]) > now then
+            -- Who is before it may want all that is left, or not.
+            blocked = { by = part[1], at = math.huge }
+          end
         end
       end
     else
@@ -413,13 +461,24 @@ function operations.admit(op)
     reply.by = blocked.by
     reply.wait = blocked.at == math.huge and -1 or blocked.at - now
     reply.exceeds = blocked.exceeds
-    if op.claims and not blocked.exceeds and (blocked.by <= model) then
-      if #grants > 0 then leave() end
-      local due = math.min(blocked.at, now + call.poll)
+    if #grants > 0 or blocked.exceeds then leave() end
+    if blocked.by > model then
+      -- Those of other tenants come next and have its place. It is void if there are none.
+      for _, each in ipairs(line) do
+        if each.mine and each.claim then
+          each.claim.due = math.min(each.claim.due, now)
+          redis.call('HSET', CLAIMS, pid, cjson.encode(each.claim))
+        end
+      end
+    elseif not blocked.exceeds then
       redis.call('ZADD', LINE, 'NX', redis.call('HINCRBY', META, 'turn', 1), pid)
-      redis.call('HSET', CLAIMS, pid, cjson.encode({ due = due, permit = head.permit, a = head.a, config = call.config }))
-    else
-      leave()
+      redis.call('HSET', CLAIMS, pid, cjson.encode({
+        due = math.min(blocked.at, now + call.poll),
+        permit = head.permit,
+        a = head.a,
+        config = call.config,
+        process = call.process
+      }))
     end
   else
     leave()
@@ -438,7 +497,7 @@ end
 -- Where what was without a date before this call has one now.
 local dated = {}
 
--- Changes what a reservation was charged: { cell, mark, by, amount to date or -1, how long ago }.
+-- Changes what a reservation was charged: { cell, mark, by, amount to date or -1 }.
 function operations.effects(op)
   local kept = redis.call('HGET', HELD, op.id)
   local held = kept and cjson.decode(kept) or {}
@@ -449,7 +508,10 @@ function operations.effects(op)
     local mark = each[2] == -1 and dated[name] or each[2]
     marks[j] = mark
     if c.k == 'p' then
-      if redis.call('ZREM', c.key, op.id) > 0 then freed = true end
+      if redis.call('ZREM', c.key, op.id) > 0 then
+        c.u = c.u - 1
+        freed = true
+      end
     elseif mark == -1 then
       -- Unless its lease has lapsed, and its charge has a date since then.
       if kept then
@@ -475,13 +537,15 @@ function operations.effects(op)
         if by < 0 then freed = true end
       end
     elseif c.k == 'f' then
-      if c.w == mark then
+      -- Negative it is the end of a window, just before which it was.
+      if mark == c.w or mark == -c.x or mark == -c.w then
         c.u = c.u + by
+        if mark == -c.x then c.g = math.max(0, c.g + by) end
         if by < 0 then freed = true end
       end
     elseif c.k == 'b' and by < 0 then
       -- Of what is given back a full bucket keeps nothing: at least this much was missing all the time.
-      c.u = c.u - math.min(-by, math.max(0, mark - c.rate * each[5]), math.max(0, c.u))
+      c.u = c.u - math.min(-by, math.max(0, c.rate * (tonumber(mark) - now)), math.max(0, c.u))
       freed = true
     else
       c.u = c.u + by
@@ -508,7 +572,8 @@ end
 -- Others than these processes have used so much of a limit, as far as nobody else has said so before.
 function operations.lower(op)
   local c = cell(op.cell)
-  if c.l ~= op.seen then return 0 end
+  -- Numbers lose digits on their way.
+  if math.abs(c.l - op.seen) > c.tolerance + 1e-9 * c.l then return 0 end
   date(c, op.by)
   c.l = c.l + op.by
   c.dirty = true
@@ -563,11 +628,14 @@ function operations.beat(op)
     redis.call('ZADD', PERMITS, unpack(add))
   end
   for _, token in ipairs(op.tokens) do redis.call('ZADD', LEASES, 'XX', until_, token) end
-  for _, each in ipairs(op.running) do redis.call('ZADD', KEYS[8 + each[1]], until_, each[2]) end
+  for _, each in ipairs(op.running) do
+    redis.call('ZADD', KEYS[8 + each[1]], until_, each[2])
+    redis.call('PEXPIRE', KEYS[8 + each[1]], call.lease * 2)
+  end
   redis.call('ZADD', MEMBERS, until_, pid)
   cull()
   for i = 1, 8 + model do redis.call('PEXPIRE', KEYS[i], call.ttl) end
-  return { members = redis.call('ZCARD', MEMBERS) }
+  return { members = members() }
 end
 
 -- When a request fits behind others, if nothing but time passes; without what may be given back, if so asked.
@@ -580,9 +648,16 @@ function operations.predict(op)
       if c.k == 'b' then
         local once = math.min(sum, c.cap)
         at = math.max(at, fitsAt(c, once, 0) + (sum - once) / c.rate)
+      elseif c.k == 'f' then
+        local windows = math.ceil((sum - math.max(0, c.cap - c.h - c.u)) / c.cap - 1e-9)
+        if sum <= c.cap or windows <= 0 then
+          at = math.max(at, fitsAt(c, math.min(sum, c.cap), 0))
+        else
+          at = math.max(at, now + c.to - wall + (windows - 1) * (c.to - c.from) + c.margin)
+        end
       else
         local lengths = math.max(0, math.ceil(sum / c.cap - 1e-9) - 1)
-        local length = c.len or (c.to and c.to - c.from) or math.huge
+        local length = c.len or math.huge
         local first = fitsAt(c, sum - lengths * c.cap, 0)
         at = math.max(at, lengths == 0 and first or first + lengths * length)
       end
@@ -596,7 +671,7 @@ function operations.exceeds(op)
   for _, each in ipairs(op.list) do
     local c = cell(each[1])
     local fits = fitsAt(c, each[2], 0)
-    if fits > now then return { each[1], c.u + c.h, fits == math.huge and -1 or fits - now } end
+    if fits > now and c.p <= now then return { each[1], c.u + c.h, fits == math.huge and -1 or fits - now } end
   end
   return 0
 end
@@ -608,7 +683,7 @@ function operations.read()
     local fits = fitsAt(cell(i), cells[i].unit, 0)
     waits[i] = fits == math.huge and -1 or fits - now
   end
-  return { waits = waits, permits = redis.call('ZCARD', PERMITS), members = redis.call('ZCARD', MEMBERS) }
+  return { waits = waits, permits = redis.call('ZCARD', PERMITS) }
 end
 
 function operations.bye(op)
@@ -638,7 +713,7 @@ if (freed or changed) and #line > 0 then
       if each.claim.due > now then
         each.claim.due = now
         redis.call('HSET', CLAIMS, each.pid, cjson.encode(each.claim))
-        redis.call('PUBLISH', call.channel .. each.pid, call.id)
+        redis.call('PUBLISH', call.channel .. each.claim.process, each.pid)
       end
     end
   end
@@ -655,6 +730,10 @@ for i, c in pairs(loaded) do
 end
 local reply = cjson.encode({ wall = wall, epoch = meta[4], answers = answers, sync = sync })
 if not call.last then redis.call('HSET', REPLIES, pid, call.seq, pid .. ':reply', reply) end
+-- What was not there at the last beat.
+for i = 1, 8 do
+  if redis.call('PTTL', KEYS[i]) == -1 then redis.call('PEXPIRE', KEYS[i], call.ttl) end
+end
 return reply
 `
 

@@ -13,8 +13,8 @@ export interface Part {
   readonly meter: SharedMeter
   /** The reservation. */
   readonly id: string
-  /** Where it is: a slice, a window, or what was missing of a bucket. -1 without a date. */
-  mark: number
+  /** Where it is, in the server's words. -1 without a date. */
+  mark: number | string
   /** Its date, or its latest change, in local time. */
   at: number
 }
@@ -29,20 +29,30 @@ export interface Effect {
 /** What a server says of a cell: used, held, sent, taken away, paused for, how old it is, its capacity. */
 export type Told = readonly [number, number, number, number, number, number, number]
 
+/** What a server says of a part of a charge: its cell, its mark, what has been sent by then, what is available after it. */
+export type Granted = readonly [number, number | string, number, number]
+
 /** What was charged when, by slices, as far as it may still count: for a server that has lost it. */
 class Book {
   private readonly resolution: number
+  private readonly isForEver: boolean
   private readonly amounts = new Map<number, number>()
 
   constructor(length: number) {
-    this.resolution = Number.isFinite(length) ? length / 1024 : 60_000
+    this.isForEver = length === Number.POSITIVE_INFINITY
+    this.resolution = this.isForEver ? 60_000 : length / 1024
   }
 
   add(at: number, amount: number): void {
     const slice = Math.floor(at / this.resolution)
     this.amounts.set(slice, (this.amounts.get(slice) ?? 0) + amount)
-    // By date, but for what was changed since: the first ones are as good as gone.
-    if (this.amounts.size > 2048) this.amounts.delete(this.amounts.keys().next().value!)
+    if (this.amounts.size <= 2048) return
+    // By date, but for what was changed since: the first one is as good as gone, unless it counts for ever.
+    const [[first, oldest]] = this.amounts as unknown as [[number, number]]
+    this.amounts.delete(first)
+    if (!this.isForEver) return
+    const [[second, next]] = this.amounts as unknown as [[number, number]]
+    this.amounts.set(second, next + oldest)
   }
 
   since(at: number): ReadonlyArray<{ readonly at: number; readonly amount: number }> {
@@ -52,8 +62,9 @@ class Book {
 }
 
 export interface Outbox {
-  readonly effects: (id: string, effects: ReadonlyArray<Effect>) => void
-  readonly lower: (cell: Cell, by: number, seen: number) => void
+  /** `said` is called once, with what the server is asked next. */
+  readonly effects: (id: string, effects: ReadonlyArray<Effect>, said: () => void) => void
+  readonly lower: (cell: Cell, by: number, seen: number, said: () => void) => void
   readonly warm: (cell: Cell) => void
 }
 
@@ -65,10 +76,11 @@ const mark = (parts: ReadonlyArray<Part>): Mark => parts as unknown as Mark
 const own = (mark: Mark): ReadonlyArray<Part> => mark as unknown as ReadonlyArray<Part>
 
 export class SharedMeter implements LimitMeter {
-  readonly cells: ReadonlyArray<Cell>
+  cells: ReadonlyArray<Cell>
   readonly pacing = []
   readonly atOnce = 0
-  readonly book: Book
+  /** Of a limit of the model: those of its tenants begin anew when they are lost. */
+  readonly book: Book | undefined
   /** What is there after the charge that is being made. */
   readonly shared: { sent: number; available: number } = { sent: 0, available: 0 }
   enforced: number
@@ -80,16 +92,23 @@ export class SharedMeter implements LimitMeter {
   next: number | undefined
   /** What the server has granted, until it is charged. */
   private granted: ReadonlyArray<Part> = []
-  private total = 0
+  /** As the server has told it, with what it is being told, and what it is still to be told. */
+  private known = 0
+  private telling = 0
+  private untold = 0
   private ceiling = Number.POSITIVE_INFINITY
   private limit: RateLimiter.Limit
+  private readonly prefix: string
+  private readonly margin: number
   private readonly outbox: Outbox
 
   constructor(limit: RateLimiter.Limit, prefix: string, margin: number, outbox: Outbox) {
     this.limit = limit
+    this.prefix = prefix
+    this.margin = margin
     this.cells = cellsOf(limit, prefix, margin)
     this.enforced = limit.limit
-    this.book = new Book(limit.timePeriod!)
+    this.book = prefix === "" ? new Book(limit.timePeriod!) : undefined
     this.outbox = outbox
   }
 
@@ -98,28 +117,28 @@ export class SharedMeter implements LimitMeter {
   }
 
   get capacity(): number {
-    return Math.min(this.enforced, this.ceiling)
+    return Math.min(this.cells[0]!.capacity(this.enforced), this.ceiling)
   }
 
   /** What the server says. */
   told([used, held, , lowered, , , capacity]: Told): void {
-    this.total = used + held
+    this.known = used + held
+    this.telling = 0
     this.lowered = lowered
-    const { algorithm } = this.limit
-    this.ceiling = algorithm === "tokenBucket" ? Number.POSITIVE_INFINITY : capacity
+    this.ceiling = capacity
   }
 
   /** Before a charge is made: what the server has put where. */
   grant(
     id: string,
-    marks: ReadonlyArray<readonly [number, number, number, number]>,
+    marks: ReadonlyArray<Granted>,
     amount: number,
     now: number
   ): void {
     const [, , sent, available] = marks[0]!
     this.shared.sent = sent
     this.shared.available = available
-    this.book.add(now, amount)
+    this.book?.add(now, amount)
     this.granted = marks.map(([, mark], index) => ({
       cell: this.cells[index]!,
       meter: this,
@@ -130,7 +149,7 @@ export class SharedMeter implements LimitMeter {
   }
 
   used(_now: number): number {
-    return this.total - this.held()
+    return this.known + this.telling + this.untold - this.held()
   }
 
   available(now: number): number {
@@ -168,8 +187,7 @@ export class SharedMeter implements LimitMeter {
   lower(available: number, now: number): void {
     const by = this.available(now) - available
     if (by <= 0) return
-    this.outbox.lower(this.cells[0]!, by, this.lowered)
-    this.total += by
+    this.outbox.lower(this.cells[0]!, by, this.lowered, this.changes(by))
     this.lowered += by
   }
 
@@ -191,6 +209,8 @@ export class SharedMeter implements LimitMeter {
 
   configure(limit: RateLimiter.Limit): void {
     this.limit = limit
+    this.cells = cellsOf(limit, this.prefix, this.margin)
+    this.ceiling = Number.POSITIVE_INFINITY
   }
 
   charge(_amount: number, _now: number): Mark {
@@ -219,10 +239,23 @@ export class SharedMeter implements LimitMeter {
     return now - at < cell.length * (1 + 1 / 1024)
   }
 
+  /** What is used changes, and the server does not know yet. */
+  private changes(by: number): () => void {
+    this.untold += by
+    let isSaid = false
+    return () => {
+      if (isSaid) return
+      isSaid = true
+      this.untold -= by
+      this.telling += by
+    }
+  }
+
   private apply(parts: ReadonlyArray<Part>, by: number, dates: number | undefined, now: number): void {
     if (parts.length === 0) return
-    this.outbox.effects(parts[0]!.id, parts.map((part) => ({ part, by, dates })))
-    if (by !== 0) this.book.add(parts[0]!.at, by)
+    const isOwn = parts.some(({ cell }) => cell.name === this.cells[0]!.name)
+    this.outbox.effects(parts[0]!.id, parts.map((part) => ({ part, by, dates })), this.changes(isOwn ? by : 0))
+    if (by !== 0) this.book?.add(parts[0]!.at, by)
     if (dates !== undefined) { for (const part of parts) part.at = now }
   }
 }
