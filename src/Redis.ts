@@ -35,8 +35,8 @@ export interface Options {
    */
   readonly lease?: Duration.Input | undefined
   /**
-   * The longest time between an admission on the server and its dispatch here: it is added to every window. What the server
-   * admitted longer ago is given back and asked for again. Default 100 milliseconds.
+   * The time between an admission on the server and its dispatch here that is taken for nothing: it is added to every
+   * window. What comes later counts from when it comes. Default 100 milliseconds.
    */
   readonly margin?: Duration.Input | undefined
   /** How long a command may take before the server is taken to be away. Default 2 seconds. */

@@ -49,11 +49,11 @@ const pass = (millis: number, step = 1000): Effect.Effect<void> =>
   })
 
 /**
- * A process: what it says is on its way for `delay` milliseconds, and nowhere when it is dead; what the server answers
- * does not come `lost` times.
+ * A process: what it says is on its way for `delay` milliseconds, and nowhere when it is dead; what the server answers is on
+ * its way for `back`, and does not come `lost` times.
  */
 const start = Effect.fnUntraced(function*(prefix: string, options?: QueueRedis.Options) {
-  const state = { isDead: false, delay: 0, lost: 0 }
+  const state = { isDead: false, delay: 0, back: 0, lost: 0 }
   const service = connection!.service(yield* Clock.Clock)
   const redis = {
     ...service,
@@ -65,7 +65,9 @@ const start = Effect.fnUntraced(function*(prefix: string, options?: QueueRedis.O
           state.lost--
           return Effect.fail(new EffectRedis.RedisError({ cause: new Error("the connection is lost") }))
         })
-        return state.delay === 0 ? answer : Effect.delay(answer, state.delay)
+        const { back } = state
+        const heard = back === 0 ? answer : Effect.flatMap(answer, (said) => Effect.delay(Effect.succeed(said), back))
+        return state.delay === 0 ? heard : Effect.delay(heard, state.delay)
       })
   }
   const own = yield* Scope.make()
@@ -260,31 +262,32 @@ describe.runIf(hasRedis)("processes that share limits", () => {
       }
     }))
 
-  it.effect("give back all of what came too late, and use it when all of it does", () =>
+  it.effect("count what they hear of late from when they hear of it, in every algorithm", () =>
     Effect.gen(function*() {
-      const { make, state } = yield* start(newPrefix(), { margin: 50 })
-      const tenants: RateLimiter.Tenants = { byId: new Map(), others: [limit("tpm", 100), limit("concurrent", 9)] }
-      const limiter = yield* make([
-        limit("tpm", 100, { timePeriod: 60_000, chargedAt: "completion" }),
-        limit("rpm", 100, { timePeriod: 60_000 }),
-        limit("concurrent", 9)
-      ], tenants)
-      state.delay = 200
-      const answers: Array<string> = []
-      for (let i = 0; i < 8; i++) {
-        const fiber = yield* Effect.forkChild(limiter.admit(cost(10), true, { tenant: "a" }))
-        yield* pass(450, 50)
+      for (const algorithm of ["slidingWindow", "tokenBucket", "fixedWindow", "paced"] as const) {
+        const { make, state } = yield* start(newPrefix(), { margin: 50 })
+        const limiter = yield* make([
+          limit("tpm", 100, { timePeriod: 1000, algorithm, burst: algorithm === "paced" ? 100 : undefined })
+        ])
+        // In the middle of a window of the calendar.
+        yield* TestClock.adjust(1000 - (yield* Clock.currentTimeMillis) % 1000 + 300)
+        state.back = 400
+        const fiber = yield* Effect.forkChild(limiter.admit(cost(80), true))
+        yield* calm
+        state.back = 0
+        yield* pass(400, 50)
         const exit = fiber.pollUnsafe()
         assert(exit !== undefined && Exit.isSuccess(exit))
-        answers.push(exit.value._tag)
+        const mine = granted(exit.value)
+        // A window of the calendar ends when it ends.
+        const wait = algorithm === "fixedWindow" ? 350 : algorithm === "tokenBucket" ? 650 : 1050
+        assert.closeTo(waitOf(yield* limiter.admit(cost(80), true)), wait, 2, algorithm)
+        assert.closeTo((yield* used(limiter))[0]!, 80, 1e-6, algorithm)
+        // It can still be settled, where it is now.
+        yield* limiter.settle(mine, cost(10))
+        yield* calm
+        assert.closeTo((yield* used(limiter))[0]!, 10, 1e-6, algorithm)
       }
-      assert.deepStrictEqual(answers, [
-        ...Array.from({ length: 3 }, () => "Blocked"),
-        ...Array.from({ length: 5 }, () => "Admitted")
-      ])
-      state.delay = 0
-      yield* pass(300, 100)
-      assert.deepStrictEqual(yield* used(limiter), [50, 5, 5])
     }))
 
   it.effect("do once what they say twice, because they have not heard that it was done", () =>

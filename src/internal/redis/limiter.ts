@@ -71,8 +71,6 @@ const poll = 1000
 const longestBeat = 5000
 /** Tenants whose limits are in memory. The server has what they used. */
 const mostTenants = 10_000
-/** Answers in a row that come too late to be used. More than that, and they are used all the same: it is always so. */
-const mostLate = 3
 
 const none: RateLimiter.AdmitOptions = {}
 
@@ -124,7 +122,6 @@ export const make = Effect.fnUntraced(function*(
   const running = new Map<string, Cell>()
   let hasBegun = false
   let isWaiting = false
-  let lateInRow = 0
 
   // What is to be said ----------------------------------------------------------------------------------------------
 
@@ -150,6 +147,19 @@ export const make = Effect.fnUntraced(function*(
         }
       })
     },
+    redate: (id, parts, amount, late) =>
+      link.push({
+        weight: 1,
+        say: (indexOf) => ({
+          op: "redate",
+          id,
+          late,
+          list: parts.map(({ cell, mark }) => [indexOf(cell), mark, amount])
+        }),
+        answered: (marks) => {
+          for (const [index, mark] of list(marks as List<number | string>).entries()) parts[index]!.mark = mark
+        }
+      }),
     lower: (cell, by, seen, said) =>
       link.push({
         weight: 1,
@@ -395,7 +405,8 @@ export const make = Effect.fnUntraced(function*(
     { cost, tenant }: RateLimiter.Candidate,
     permit: boolean,
     marks: ReadonlyArray<Granted>,
-    of: Limits
+    of: Limits,
+    late: number
   ): Reservation => {
     const at = now()
     let next = 0
@@ -403,7 +414,10 @@ export const make = Effect.fnUntraced(function*(
       shared.map(({ meter, state }) => {
         const amount = charge(state.limit, cost)
         meter.grant(id, marks.slice(next, next += meter.cells.length), amount, at)
-        return state.take(amount, at)
+        const charged = state.take(amount, at)
+        // Else it would be gone before the provider forgets it.
+        if (late > margin) meter.redate(charged, late)
+        return charged
       })
     const limits = tenantOf(tenant)
     const charged = charges(of)
@@ -466,11 +480,15 @@ export const make = Effect.fnUntraced(function*(
     ): ReadonlyArray<RateLimiter.Admission> => {
       // The server's words are its script's.
       const { by, exceeds, grants, wait: millis } = answer as Admitted
+      const late = now() - began
       const admissions = list(grants).map(
         (marks, index): RateLimiter.Admission => {
           const granted = ids[index]!
           if (permit) permits.add(granted)
-          return { _tag: "Admitted", reservation: take(granted, candidates[index]!, permit, list(marks), of) }
+          return {
+            _tag: "Admitted",
+            reservation: take(granted, candidates[index]!, permit, list(marks), of, isGone ? 0 : late)
+          }
         }
       )
       isWaiting = by !== undefined
@@ -522,14 +540,10 @@ export const make = Effect.fnUntraced(function*(
       },
       answered: (answer, cellAt) => {
         const admissions = admitted(answer, cellAt)
-        // Dispatched so late, its charge would be gone before the provider forgets it.
-        lateInRow = now() - began > margin ? lateInRow + 1 : 0
-        const isLate = lateInRow > 0 && lateInRow <= mostLate
-        if (!isGone && !isLate) return Deferred.doneUnsafe(asked, Effect.succeed(admissions))
+        if (!isGone) return Deferred.doneUnsafe(asked, Effect.succeed(admissions))
         for (const admission of admissions) {
           if (admission._tag === "Admitted") giveBack(mine(admission.reservation), permit)
         }
-        if (!isGone) Deferred.doneUnsafe(asked, Effect.succeed([{ _tag: "Blocked", by: typeOf(undefined), wait: 0 }]))
       },
       away: (reason) => {
         if (isGone) return

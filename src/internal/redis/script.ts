@@ -22,8 +22,8 @@
  *
  * **The line.** A process whose first request does not fit claims its place, and is told when that will fit behind the
  * claims before its own; nobody else is let in at their cost. One that has been let in and has more goes to the end, and
- * takes no more at once than would leave as much for each of the others. A claim whose process does not come when it was
- * told to, or in `grace` after that, is void. When something is given back, those for whom it is enough are called.
+ * takes no more at once than would leave as much for each of the others. A claim holds until its process has to have asked
+ * again, whether it was called or not. When something is given back, those for whom it is enough are called.
  */
 import * as Redis from "effect/persistence/Redis"
 
@@ -338,7 +338,7 @@ if #names > 0 then
   for i, claim in ipairs(redis.call('HMGET', CLAIMS, unpack(names))) do
     local name = names[i]
     local is = claim and cjson.decode(claim)
-    if name == pid or (is and is.due + call.grace >= now) then
+    if name == pid or (is and is.till >= now) then
       line[#line + 1] = { pid = name, claim = is, mine = name == pid }
     else
       redis.call('ZREM', LINE, name)
@@ -466,7 +466,7 @@ function operations.admit(op)
       -- Those of other tenants come next and have its place. It is void if there are none.
       for _, each in ipairs(line) do
         if each.mine and each.claim then
-          each.claim.due = math.min(each.claim.due, now)
+          each.claim.till = now + call.grace
           redis.call('HSET', CLAIMS, pid, cjson.encode(each.claim))
         end
       end
@@ -474,6 +474,7 @@ function operations.admit(op)
       redis.call('ZADD', LINE, 'NX', redis.call('HINCRBY', META, 'turn', 1), pid)
       redis.call('HSET', CLAIMS, pid, cjson.encode({
         due = math.min(blocked.at, now + call.poll),
+        till = now + call.poll + call.grace,
         permit = head.permit,
         a = head.a,
         config = call.config,
@@ -494,8 +495,33 @@ function operations.leave()
   return 0
 end
 
--- Where what was without a date before this call has one now.
+-- Where what was somewhere else before this call is now.
 local dated = {}
+
+-- Dates charges now whose requests were sent so late that they would be gone before the provider forgets them. So long
+-- they have counted from before on: whoever was let in meanwhile was let in beside them. { cell, mark, amount }.
+function operations.redate(op)
+  local marks = {}
+  for j, each in ipairs(op.list) do
+    local c, mark, amount = cell(each[1]), each[2], each[3]
+    if c.k == 's' and c.f and mark >= c.f and mark <= c.e then
+      redis.call('HINCRBYFLOAT', c.key, string.format('%d', mark), -amount)
+      c.u = c.u - amount
+    elseif c.k == 'b' then
+      -- What was refilled since then was not, where the request has come to.
+      c.u = c.u - amount + math.min(amount, c.rate * op.late)
+    elseif c.k == 'f' and (mark == c.w or mark == -c.x) then
+      c.u = c.u - amount
+      if mark == -c.x then c.g = math.max(0, c.g - amount) end
+    elseif c.k == 't' then
+      c.u = c.u - amount
+    end
+    marks[j] = date(c, amount)
+    dated[op.id .. ' ' .. c.name] = marks[j]
+    c.dirty = true
+  end
+  return marks
+end
 
 -- Changes what a reservation was charged: { cell, mark, by, amount to date or -1 }.
 function operations.effects(op)
@@ -505,7 +531,7 @@ function operations.effects(op)
   for j, each in ipairs(op.list) do
     local c, by, dates = cell(each[1]), each[3], each[4]
     local name = op.id .. ' ' .. c.name
-    local mark = each[2] == -1 and dated[name] or each[2]
+    local mark = dated[name] or each[2]
     marks[j] = mark
     if c.k == 'p' then
       if redis.call('ZREM', c.key, op.id) > 0 then

@@ -65,6 +65,7 @@ export interface Outbox {
   /** `said` is called once, with what the server is asked next. */
   readonly effects: (id: string, effects: ReadonlyArray<Effect>, said: () => void) => void
   readonly lower: (cell: Cell, by: number, seen: number, said: () => void) => void
+  readonly redate: (id: string, parts: ReadonlyArray<Part>, amount: number, late: number) => void
   readonly warm: (cell: Cell) => void
 }
 
@@ -174,6 +175,12 @@ export class SharedMeter implements LimitMeter {
   }
 
   landed(_sent: Sent, _now: number): void {}
+
+  /** It is sent so late that it has to count from now on. */
+  redate({ amount, paced }: Sent, late: number): void {
+    const parts = own(paced[0]!).filter(({ mark }) => mark !== -1)
+    if (parts.length > 0) this.outbox.redate(parts[0]!.id, parts, amount, late)
+  }
 
   adjust(sent: Sent, by: number, now: number): boolean {
     if (by === 0) return own(sent.paced[0]!).some((part) => this.counts(part, now))
