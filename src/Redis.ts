@@ -112,6 +112,7 @@ const resolve = (options: Options): limiter.Options => {
  * - A sliding window has 1,024 slices: something fits up to a 1,024th of the period later than it could.
  * - Small requests do not pass a blocked one (`bypass`), and nothing can be guaranteed to tenants.
  * - A limit whose period or algorithm changes begins empty. A new number of the same limit does not.
+ * - A bucket with `coldStart` fills with time: what the provider says of it is only taken when it is less.
  * - The server has to keep what it is told: `maxmemory-policy noeviction`. When it has lost all the same (`FLUSHALL`, a
  *   restart without persistence), the processes tell what they have sent, and nothing is sent for a few seconds.
  *

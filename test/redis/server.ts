@@ -1,5 +1,5 @@
 /** A Redis server for tests: the one at REDIS_URL, or one of their own, from the path, that ends with the scope. */
-import { Effect, Schedule } from "effect"
+import { Clock, Context, Effect, Schedule } from "effect"
 import { Redis } from "ioredis"
 import { type ChildProcess, spawn, spawnSync } from "node:child_process"
 import { mkdtempSync, rmSync } from "node:fs"
@@ -68,7 +68,13 @@ export const own = Effect.fnUntraced(function*(...options: ReadonlyArray<string>
       ].flatMap((option) => option === "" ? [""] : option.split(" ")),
       { stdio: "ignore" }
     )
-    return command(port, "PING").pipe(Effect.retry(Schedule.spaced(20)), Effect.timeout("10 seconds"), Effect.orDie)
+    return command(port, "PING").pipe(
+      Effect.retry(Schedule.spaced(20)),
+      Effect.timeout("10 seconds"),
+      Effect.orDie,
+      // Also in a test on virtual time.
+      Effect.provideService(Clock.Clock, Context.get(Context.empty(), Clock.Clock))
+    )
   })
   const kill = Effect.suspend(() => {
     const mine = child

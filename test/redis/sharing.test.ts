@@ -359,6 +359,27 @@ describe.runIf(hasRedis)("processes that share limits", () => {
       assert.strictEqual((yield* one.admit(cost(0.1), true))._tag, "Blocked")
     }))
 
+  it.effect("tell it also when the first that they say is that the limits change, and all adopt those", () =>
+    Effect.gen(function*() {
+      const prefix = newPrefix()
+      const limits = [limit("rpm", 4, { timePeriod: 60_000 })]
+      const one = yield* (yield* start(prefix)).make(limits)
+      const two = yield* (yield* start(prefix)).make(limits)
+      for (const limiter of [one, one, two]) granted(yield* limiter.admit(cost(1), true))
+      const keys = yield* keysOf(prefix)
+      yield* Effect.promise(() => client!.del(...keys))
+      yield* two.update([limit("rpm", 5, { timePeriod: 60_000 })])
+      waitOf(yield* one.admit(cost(1), true))
+      yield* pass(12_000)
+      for (const limiter of [one, two]) {
+        const [usage] = yield* limiter.usage
+        assert.deepInclude(usage, { limit: 5, used: 3 })
+      }
+      granted(yield* one.admit(cost(1), true))
+      granted(yield* two.admit(cost(1), true))
+      waitOf(yield* one.admit(cost(1), true))
+    }))
+
   it.effect("all go on, whoever dies: nobody starves", () =>
     Effect.gen(function*() {
       const prefix = newPrefix()
