@@ -70,6 +70,8 @@ type StoredError =
   | { readonly of: "queue"; readonly error: unknown }
   /** A defect: only what it is. */
   | { readonly of: "defect"; readonly name: string }
+  /** Too many processes died over it, or stood still. */
+  | { readonly of: "crashes" }
 
 const anyQueueError = Schema.toCodecJson(Schema.Union([
   QueueError.RequestTooLarge,
@@ -208,7 +210,7 @@ export const baseOf = (
 
 /** What it said itself stayed where it was. */
 const broken = (modelId: string, requestId: string, message: string) =>
-  Cause.fail(new QueueError.ProcessingError({ modelId, requestId, cause: { message } }))
+  Cause.fail(new QueueError.ProcessingError({ modelId, requestId, cause: new Error(message) }))
 
 const causeOf = (
   codecs: Codecs,
@@ -227,6 +229,10 @@ const causeOf = (
       return decodeQueueError(error.error).pipe(
         Effect.map((error) => Cause.fail(error)),
         Effect.orElseSucceed(() => broken(modelId, requestId, "its error was written by another version"))
+      )
+    case "crashes":
+      return Effect.succeed(
+        broken(modelId, requestId, "the processes that held it died, or stood still, more often than maxCrashes allows")
       )
     case "defect":
       return Effect.succeed(broken(modelId, requestId, `it broke with ${error.name}`))
@@ -270,5 +276,8 @@ export const endOfReason = (reason: string): StoredEnd => {
   } catch {
     // It is not ours.
   }
-  return { ...noTimes, status: "failed", error: { of: "defect", name: reason.slice(0, 200) } }
+  const error: StoredError = reason.includes("stalled")
+    ? { of: "crashes" }
+    : { of: "defect", name: reason.slice(0, 200) }
+  return { ...noTimes, status: "failed", error }
 }
