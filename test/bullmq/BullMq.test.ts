@@ -1,8 +1,10 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Effect, Exit, Fiber, Layer, Schema } from "effect"
+import { Context, Deferred, Effect, Exit, Fiber, Layer, Schema, Scope } from "effect"
 import { ModelConfig, QueueError, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import * as BullMq from "effect-llm-queue/BullMq"
-import { hasRedis, url } from "../redis/server.ts"
+import { Redis } from "ioredis"
+import process from "node:process"
+import { hasRedis, own, url } from "../redis/server.ts"
 
 class Broken extends Schema.TaggedError<Broken>()("Broken", { why: Schema.String }) {}
 
@@ -14,14 +16,39 @@ const Model = ModelConfig.make("gpt:4", {
   usage: ({ usage }) => usage
 })
 
+type Params = { readonly text: string }
+type Result = { readonly text: string; readonly usage: ModelConfig.Usage }
+
 let prefixes = 0
+
+const newPrefix = () => `test-${process.pid}-${Math.random()}-${prefixes++}`
+
+/** The server of one test. */
+const place = Effect.map(url, (url) => {
+  const { hostname, port } = new URL(url)
+  return { url, connection: { host: hostname, port: Number(port) } }
+})
+
+/** A process, as far as the store can tell. */
+const start = Effect.fnUntraced(function*(options: BullMq.Options) {
+  const scope = yield* Scope.make()
+  yield* Effect.addFinalizer(() => Scope.close(scope, Exit.void))
+  const context = yield* Layer.buildWithScope(Layer.fresh(BullMq.layer(options)), scope)
+  const manager = Context.get(context, QueueManager.QueueManager)
+  return {
+    manager,
+    close: Scope.close(scope, Exit.void),
+    register: (processor: Parameters<typeof manager.registerQueue<Params, Result, Broken, never>>[1]) =>
+      Scope.provide(manager.registerQueue(Model, processor), scope)
+  }
+})
 
 const layer = (options: BullMq.Options = {}) =>
   Layer.unwrap(Effect.map(url, (url) => {
     const { hostname, port } = new URL(url)
     return BullMq.layer({
       connection: { host: hostname, port: Number(port) },
-      prefix: `test-${process.pid}-${Math.random()}-${prefixes++}`,
+      prefix: newPrefix(),
       ...options
     })
   }))
@@ -88,4 +115,117 @@ describe.runIf(hasRedis)("stored queues", () => {
       const keyed = yield* Effect.flip(manager.submit(Model, { text: "" }, { dedupeKey: "x" }))
       assert.include(keyed.message, "dedupeKey")
     }).pipe(Effect.scoped, Effect.provide(layer()), Effect.scoped), 30_000)
+
+  it.live(
+    "belong to nobody: any process submits, asks, pauses and cancels, and the submitter may be gone",
+    () =>
+      Effect.gen(function*() {
+        const { connection } = yield* place
+        const prefix = newPrefix()
+        const submitter = yield* start({ connection, prefix })
+        const early = yield* submitter.manager.submitRequest(
+          QueueRequest.make(Model, { params: { text: "early" }, id: "early", waitForCompletion: false })
+        )
+        yield* submitter.manager.pauseQueue(Model)
+        for (const [id, priority] of [["low", "low"], ["normal", "normal"], ["high", 600]] as const) {
+          yield* submitter.manager.submitRequest(
+            QueueRequest.make(Model, { params: { text: id }, id, priority, waitForCompletion: false, tenant: "acme" })
+          )
+        }
+        yield* submitter.manager.submitRequest(
+          QueueRequest.make(Model, { params: { text: "no" }, id: "no", waitForCompletion: false })
+        )
+        assert.isTrue(yield* submitter.manager.cancelRequest(Model, "no"))
+        const interrupted = yield* Effect.forkChild(submitter.manager.submit(Model, { text: "gone" }, { id: "gone" }))
+        while ((yield* submitter.manager.getRequests(Model, { ids: ["gone"] })).length === 0) yield* Effect.sleep(5)
+        yield* Fiber.interrupt(interrupted)
+        assert.isTrue(yield* submitter.manager.changePriority(Model, "low", 1200))
+        assert.deepInclude(yield* submitter.manager.getQueueInfo(Model), { state: "paused", running: 0 })
+        yield* submitter.close
+        // Nobody who has submitted is there any more.
+        const began: Array<string> = []
+        const worker = yield* start({ connection, prefix, takeAhead: 1 })
+        yield* worker.register(({ id, params }) =>
+          Effect.sync(() => {
+            began.push(id)
+            return { text: params.text, usage }
+          })
+        )
+        const asker = yield* start({ connection, prefix })
+        assert.strictEqual((yield* asker.manager.getStatus(Model, "high")).status, "pending")
+        yield* asker.manager.resumeQueue(Model)
+        assert.strictEqual((yield* asker.manager.awaitCompletion(Model, early.requestId)).result.text, "early")
+        for (const id of ["low", "normal", "high"]) yield* asker.manager.awaitCompletion(Model, id)
+        assert.deepStrictEqual(began, ["low", "high", "early", "normal"])
+        for (const id of ["no", "gone"]) {
+          assert.strictEqual((yield* asker.manager.getStatus(Model, id)).status, "cancelled")
+        }
+        const status = yield* asker.manager.getStatus(Model, "normal")
+        assert.deepInclude(status, { tenant: "acme", attempts: 1 })
+      }).pipe(Effect.scoped),
+    30_000
+  )
+
+  it.live("say in the store only what their schemas say, and with a codec not even that", () =>
+    Effect.gen(function*() {
+      const canary = "c4n4ry"
+      const flip = (text: string) => Effect.succeed(Array.from(text).toReversed().join(""))
+      const { connection, url } = yield* place
+      const client = new Redis(url)
+      yield* Effect.addFinalizer(() => Effect.sync(() => client.disconnect()))
+      const found = Effect.fnUntraced(function*(codec: BullMq.Codec | undefined) {
+        const prefix = newPrefix()
+        const { manager, register } = yield* start({ connection, prefix, codec })
+        yield* register(({ params: { text } }) =>
+          text.startsWith("fail")
+            ? Effect.fail(new Broken({ why: text }))
+            : text.startsWith("die")
+            ? Effect.die(new Error(`defect ${canary}`))
+            : Effect.succeed({ text, usage })
+        )
+        assert.strictEqual((yield* manager.submit(Model, { text: `fine ${canary}` })).result.text, `fine ${canary}`)
+        const error = yield* Effect.flip(manager.submit(Model, { text: `fail ${canary}` }))
+        assert.deepStrictEqual(error, new Broken({ why: `fail ${canary}` }))
+        yield* Effect.flip(manager.submit(Model, { text: `die ${canary}` }))
+        return yield* Effect.promise(async () => {
+          const texts: Array<string> = []
+          for (const key of await client.keys(`${prefix}*`)) {
+            const type = await client.type(key)
+            if (type === "hash") texts.push(JSON.stringify(await client.hgetall(key)))
+            if (type === "stream") texts.push(JSON.stringify(await client.xrange(key, "-", "+")))
+          }
+          assert.isAbove(texts.length, 2)
+          return texts.join("\n")
+        })
+      })
+      const plain = yield* found(undefined)
+      assert.include(plain, `fine ${canary}`)
+      assert.include(plain, `fail ${canary}`)
+      assert.notInclude(plain, `defect ${canary}`)
+      assert.notInclude(yield* found({ encode: flip, decode: flip }), canary)
+    }).pipe(Effect.scoped), 30_000)
+
+  it.live("are refused while the store is away, and what runs is stored when it is back", () =>
+    Effect.gen(function*() {
+      const server = yield* own("--appendonly yes", "--appendfsync always")
+      const connection = { host: "127.0.0.1", port: server.port }
+      const { close, manager, register } = yield* start({ connection, commandTimeout: "1 second", prefix: newPrefix() })
+      const go = yield* Deferred.make<void>()
+      yield* register(({ params }) => Effect.as(Deferred.await(go), { text: params.text, usage }))
+      const pending = yield* manager.submitRequest(
+        QueueRequest.make(Model, { params: { text: "runs" }, id: "runs", waitForCompletion: false })
+      )
+      while ((yield* manager.getQueueInfo(Model)).running === 0) yield* Effect.sleep(10)
+      yield* server.kill
+      assert.strictEqual((yield* Effect.flip(manager.submit(Model, { text: "no" })))._tag, "QueueUnavailable")
+      yield* Deferred.succeed(go, undefined)
+      yield* Effect.sleep(300)
+      yield* server.start
+      const patiently = <A, E extends { readonly _tag: string }>(effect: Effect.Effect<A, E>) =>
+        Effect.retry(effect, { while: ({ _tag }) => _tag === "QueueUnavailable" })
+      assert.strictEqual((yield* patiently(manager.awaitCompletion(pending))).result.text, "runs")
+      assert.strictEqual((yield* patiently(manager.submit(Model, { text: "again" }))).result.text, "again")
+      yield* server.kill
+      yield* Effect.timeout(close, "10 seconds")
+    }).pipe(Effect.scoped), 60_000)
 })

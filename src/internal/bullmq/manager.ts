@@ -296,7 +296,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
       function*(of: AnyModel | QueueResponse.Pending<unknown, ProcessorFailure>, requestId?: string) {
         const id = "requestId" in of ? of.requestId : String(requestId)
         const model = yield* modelOf("requestId" in of ? of.modelId : of)
-        return yield* Effect.catchTag(model.awaitCompletion(id), "QueueUnavailable", Effect.die)
+        return yield* model.awaitCompletion(id)
       }
     ),
     cancelRequest: Effect.fn("QueueManager.cancelRequest")(function*(model: AnyModel | string, requestId: string) {

@@ -521,19 +521,23 @@ export const make = Effect.fnUntraced(function*(
       (worker) =>
         Effect.gen(function*() {
           const { deadline, policy } = config.shutdown
-          const within = (promise: () => Promise<void>, millis: number) =>
-            Effect.ignore(Effect.interruptible(Effect.timeoutOption(Effect.tryPromise(promise), millis)))
+          const within = (promise: () => Promise<void>) =>
+            Effect.ignore(Effect.interruptible(Effect.timeoutOption(Effect.tryPromise(promise), store.commandTimeout)))
           handsBack = true
-          yield* within(() => worker.pause(true), store.commandTimeout)
+          yield* within(() => worker.pause(true))
           yield* local.cancelWaiting(modelId)
           if (policy === "interrupt") yield* interruptAll
-          yield* within(() => worker.close(), deadline)
-          if (running.size > 0) {
-            yield* interruptAll
-            yield* within(() => worker.close(true), store.commandTimeout)
-          }
+          yield* Effect.interruptible(Effect.timeoutOption(atRest, deadline))
+          if (running.size > 0) yield* interruptAll
+          yield* within(() => worker.close())
+          yield* within(() => worker.close(true))
         })
     )
+    const atRest = Effect.whileLoop({
+      while: () => running.size > 0,
+      body: () => Effect.sleep(10),
+      step: () => {}
+    })
     const interruptAll = Effect.suspend(() =>
       Effect.forEach(Array.from(running.values()), ({ id }) => local.cancel(modelId, id), { discard: true })
     )

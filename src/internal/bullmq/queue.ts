@@ -65,7 +65,9 @@ export const make = Effect.fnUntraced(function*(
       duration: commandTimeout,
       orElse: () => Effect.fail(`no answer within ${commandTimeout} milliseconds`)
     })
-  const closed = (close: () => Promise<void>) => Effect.ignore(Effect.interruptible(within(close)))
+  const closed = (
+    { close, disconnect }: { readonly close: () => Promise<void>; readonly disconnect: () => Promise<void> }
+  ) => Effect.catch(Effect.interruptible(within(close)), () => Effect.ignore(Effect.interruptible(within(disconnect))))
   let isDown = false
   const onError = (error: Error) => {
     if (isDown) return
@@ -74,11 +76,11 @@ export const make = Effect.fnUntraced(function*(
   }
   const queue = yield* Effect.acquireRelease(
     Effect.sync(() => openQueue(name, store)),
-    (queue) => closed(() => queue.close())
+    (queue) => closed({ close: () => queue.close(), disconnect: () => queue.disconnect() })
   )
   const events = yield* Effect.acquireRelease(
     Effect.sync(() => openEvents(name, store)),
-    (events) => closed(() => events.close())
+    (events) => closed({ close: () => events.close(), disconnect: () => events.disconnect() })
   )
   queue.on("error", onError)
   events.on("error", onError)
