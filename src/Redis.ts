@@ -43,9 +43,11 @@ export interface Options {
   readonly commandTimeout?: Duration.Input | undefined
   /**
    * What becomes of requests while the server cannot be reached: they `"wait"` until it can, or their timeout ends (the
-   * default), or they `"fail"` with `QueueUnavailable`.
+   * default), they `"fail"` with `QueueUnavailable`, or the process goes on with its `"share"`: an equal part of each limit
+   * for each process that was there, after a window in which nothing goes. That is safe while the server is away for all; a
+   * process that is cut off from it alone has its share on top of what the others use.
    */
-  readonly whenAway?: "wait" | "fail" | undefined
+  readonly whenAway?: "wait" | "fail" | "share" | undefined
   /**
    * What becomes of a registration whose limits are not those that other processes have for the model: it fails with
    * `LimitConflict` (the default), or its limits `"replace"` the others', in all processes.
@@ -71,7 +73,7 @@ const resolve = (options: Options): limiter.Options => {
     )
     return otherwise
   }
-  const oneOf = <A extends string>(name: string, value: unknown, all: readonly [A, A]): A => {
+  const oneOf = <A extends string>(name: string, value: unknown, all: readonly [A, ...Array<A>]): A => {
     const found = value === undefined ? all[0] : all.find((each) => each === value)
     if (found !== undefined) return found
     problems.push(`${name}: expected ${all.map((each) => `"${each}"`).join(" or ")}, got ${settings.show(value)}`)
@@ -85,7 +87,7 @@ const resolve = (options: Options): limiter.Options => {
     lease: Math.ceil(span("lease", options.lease, 30_000, 100)),
     margin: span("margin", options.margin, 100, 0),
     commandTimeout: span("commandTimeout", options.commandTimeout, 2000, 1),
-    whenAway: oneOf("whenAway", options.whenAway, ["wait", "fail"]),
+    whenAway: oneOf("whenAway", options.whenAway, ["wait", "fail", "share"]),
     onConflict: oneOf("onConflict", options.onConflict, ["fail", "replace"]),
     problems
   }

@@ -1,5 +1,5 @@
 /** A process that works on stored requests, for tests that kill it. It tells what it begins, and what it ends. */
-import { Effect, Layer, Schema } from "effect"
+import { Effect, type Layer, Schema } from "effect"
 import { ModelConfig, QueueManager, RateLimiter } from "effect-llm-queue"
 import * as BullMq from "effect-llm-queue/BullMq"
 import process from "node:process"

@@ -290,6 +290,66 @@ describe.runIf(hasRedis)("processes that share limits", () => {
       }
     }))
 
+  it.effect("go on with a share of their own while the server is away, and tell it when it is back", () =>
+    Effect.gen(function*() {
+      const prefix = newPrefix()
+      const options = { commandTimeout: 100, whenAway: "share", lease: 3000 } as const
+      const limits = [limit("rpm", 10, { timePeriod: 4000 }), limit("concurrent", 4)]
+      const processes = yield* Effect.forEach([1, 2], () => start(prefix, options))
+      const limiters = yield* Effect.forEach(processes, ({ make }) => make(limits))
+      yield* pass(1500, 100)
+      const sent: Array<number> = []
+      const sendAll = Effect.fnUntraced(function*(limiter: RateLimiter.Limiter) {
+        for (let i = 0; i < 20; i++) {
+          const asked = yield* Effect.forkChild(limiter.admit(cost(1), true))
+          yield* pass(300, 100)
+          const exit = asked.pollUnsafe()
+          assert(exit !== undefined && Exit.isSuccess(exit))
+          if (exit.value._tag !== "Admitted") return
+          sent.push(yield* Clock.currentTimeMillis)
+          yield* limiter.complete(exit.value.reservation)
+          yield* limiter.releasePermit
+        }
+      })
+      for (const limiter of limiters) {
+        for (let i = 0; i < 5; i++) {
+          granted(yield* limiter.admit(cost(1), true))
+          yield* limiter.releasePermit
+        }
+      }
+      for (const { state } of processes) state.lost = Number.POSITIVE_INFINITY
+      // What each finds out first.
+      for (const limiter of limiters) {
+        const asked = yield* Effect.forkChild(limiter.admit(cost(1), true))
+        yield* pass(200, 100)
+        assert.isDefined(asked.pollUnsafe())
+      }
+      const from = yield* Clock.currentTimeMillis
+      while ((yield* Clock.currentTimeMillis) < from + 14_000) {
+        for (const limiter of limiters) yield* sendAll(limiter)
+        yield* pass(100, 100)
+      }
+      // Nothing for a window, and then no more than the limit in any.
+      assert.isAbove(sent.length, 10)
+      assert.isAtLeast(sent[0]!, from + 3500)
+      for (const [index, at] of sent.entries()) {
+        const first = sent[index - 10]
+        if (first !== undefined) assert.isAtLeast(at - first, 4000)
+      }
+      for (const { state } of processes) state.lost = 0
+      // It is asked again within two seconds. Then what was sent last counts, and all wait until all can have told.
+      let usage = (yield* limiters[0]!.usage)[0]!
+      for (let i = 0; i < 25 && usage.pausedFor === undefined; i++) {
+        yield* pass(100, 100)
+        usage = (yield* limiters[0]!.usage)[0]!
+      }
+      assert.isDefined(usage.pausedFor)
+      assert.isAbove(usage.used, 0)
+      waitOf(yield* limiters[0]!.admit(cost(1), true))
+      yield* pass(8000, 100)
+      for (const limiter of limiters) granted(yield* limiter.admit(cost(1), true))
+    }))
+
   it.effect("do once what they say twice, because they have not heard that it was done", () =>
     Effect.gen(function*() {
       const { make, state } = yield* start(newPrefix())

@@ -22,6 +22,7 @@ import * as reservations from "../reservation.ts"
 import * as time from "../time.ts"
 import { type Cell, permitsOf, year } from "./cells.ts"
 import { type CellAt, Link, type List, list, type Operation, type Problem } from "./link.ts"
+import { Share } from "./share.ts"
 import { type Granted, SharedMeter, type Told } from "./sharedMeter.ts"
 
 export interface Options {
@@ -30,7 +31,7 @@ export interface Options {
   readonly lease: number
   readonly margin: number
   readonly commandTimeout: number
-  readonly whenAway: "wait" | "fail"
+  readonly whenAway: "wait" | "fail" | "share"
   readonly onConflict: "fail" | "replace"
   /** What is wrong with them. */
   readonly problems: ReadonlyArray<string>
@@ -72,6 +73,9 @@ const longestBeat = 5000
 /** Tenants whose limits are in memory. The server has what they used. */
 const mostTenants = 10_000
 
+/** What was let in without the server and is told at most: the latest. */
+const mostUntold = 20_000
+
 const none: RateLimiter.AdmitOptions = {}
 
 /** Like the reason of a request that waits, but for something that no passing of time brings. */
@@ -109,6 +113,8 @@ export const make = Effect.fnUntraced(function*(
   /** Whether the server is to be told the limits: at the beginning, when they change, and when it has lost them. */
   let joins: "agrees" | "replaces" | undefined = onConflict === "replace" ? "replaces" : "agrees"
   let joined: string | undefined
+  /** How many processes there are. */
+  let members = 1
   let conflict: QueueError.LimitConflict | undefined
   let counter = 0
   /** How long what tenants use counts at most. */
@@ -204,13 +210,14 @@ export const make = Effect.fnUntraced(function*(
   let written = write()
   let config = hash(written)
 
+  const limitsOf = (id: string | undefined): ReadonlyArray<RateLimiter.Limit> =>
+    tenants === undefined ? [] : (id === undefined ? undefined : tenants.byId.get(id)?.limits) ?? tenants.others
   const known = new Map<string | undefined, Limits>()
   const tenantOf = (id: string | undefined): Limits | undefined => {
     if (tenants === undefined) return undefined
     const found = known.get(id)
     if (found !== undefined) return found
-    const own = (id === undefined ? undefined : tenants.byId.get(id)?.limits) ?? tenants.others
-    const made = makeLimits(own, `tenant:${id === undefined ? "" : encodeURIComponent(id)}:`, true)
+    const made = makeLimits(limitsOf(id), `tenant:${id === undefined ? "" : encodeURIComponent(id)}:`, true)
     if (known.size >= mostTenants) known.delete(known.keys().next().value)
     known.set(id, made)
     return made
@@ -369,6 +376,7 @@ export const make = Effect.fnUntraced(function*(
     heard,
     mend,
     back: () => {
+      for (const each of endShare()) link.push(each)
       link.push(beats())
       Queue.offerUnsafe(changes, { _tag: "Freed" })
     }
@@ -549,9 +557,70 @@ export const make = Effect.fnUntraced(function*(
         if (isGone) return
         isGone = true
         Deferred.doneUnsafe(asked, Effect.succeed([unavailable(reason)]))
+        if (whenAway === "share") Queue.offerUnsafe(changes, { _tag: "Freed" })
       }
     })
     return Deferred.await(asked)
+  }
+
+  // By itself ------------------------------------------------------------------------------------------------------
+
+  let share: Share | undefined
+  /** What was let in without the server, which it has to be told. */
+  let untold: Array<{ readonly at: number; readonly reservation: Reservation }> = []
+
+  const admitByItself = (
+    candidates: ReadonlyArray<RateLimiter.Candidate>,
+    permit: boolean
+  ): ReadonlyArray<RateLimiter.Admission> => {
+    const wall = () => clock.currentTimeMillisUnsafe()
+    share ??= new Share(limits, limitsOf, members, { now, wall, random: () => random.nextDoubleUnsafe() })
+    const admissions: Array<RateLimiter.Admission> = []
+    for (const candidate of candidates) {
+      const at = now()
+      const answer = heldBack(candidate.cost, at) ?? share.admit(candidate, permit, permits.size)
+      if ("_tag" in answer) return [...admissions, answer]
+      const granted = `${id}:${(counter++).toString(36)}`
+      if (permit) permits.add(granted)
+      const reservation: Reservation = {
+        ...answer,
+        "~effect-llm-queue/Reservation": true,
+        id: granted,
+        permits: undefined
+      }
+      if (untold.length >= mostUntold) untold = untold.slice(mostUntold / 2)
+      untold.push({ at, reservation })
+      admissions.push({ _tag: "Admitted", reservation })
+    }
+    return admissions
+  }
+
+  /** The server is told what was let in without it. Nobody is let in until all can have told it. */
+  const endShare = (): ReadonlyArray<Operation> => {
+    if (share === undefined) return []
+    share = undefined
+    const told = untold
+    untold = []
+    return model.shared.flatMap(({ meter, state }): ReadonlyArray<Operation> => {
+      const charged = told.flatMap(({ at, reservation: { charges, generation } }) => {
+        const index = generation.states.findIndex(({ limit }) =>
+          limit.type === state.limit.type && limit.timePeriod === state.limit.timePeriod
+        )
+        const amount = charges[index]?.amount ?? 0
+        return amount > 0 ? [{ at, amount }] : []
+      })
+      for (const { amount, at } of charged) meter.book!.add(at, amount)
+      return [
+        {
+          weight: 1,
+          say: (indexOf) => ({
+            op: "replay",
+            list: meter.cells.flatMap((cell) => charged.map(({ amount, at }) => [indexOf(cell), now() - at, amount]))
+          })
+        },
+        say({ op: "pause", millis: beat + grace }, meter.cells[0])
+      ]
+    })
   }
 
   const unavailable = (reason: string): RateLimiter.Admission => ({
@@ -564,7 +633,9 @@ export const make = Effect.fnUntraced(function*(
     permit: boolean
   ): Effect.Effect<ReadonlyArray<RateLimiter.Admission>> =>
     Effect.suspend(() => {
-      if (link.away !== undefined) return Effect.succeed([unavailable(link.away)])
+      if (link.away !== undefined) {
+        return Effect.succeed(whenAway === "share" ? admitByItself(candidates, permit) : [unavailable(link.away)])
+      }
       const at = now()
       const asked: Array<RateLimiter.Candidate> = []
       let blocked: RateLimiter.Admission | undefined
@@ -775,7 +846,11 @@ export const make = Effect.fnUntraced(function*(
       permits: [...permits],
       tokens: [...undated],
       running: Array.from(running, ([id, cell]) => [indexOf(cell), id])
-    })
+    }),
+    answered: (answer) => {
+      // The server's words are its script's.
+      members = Math.max(1, (answer as { readonly members: number }).members)
+    }
   })
 
   yield* Effect.mapError(
