@@ -127,6 +127,12 @@ const ofManagers = new WeakMap<object, Observers>()
 
 export const attach = (manager: object, observers: Observers): void => void ofManagers.set(manager, observers)
 
+/** What is seen of one manager is seen of another one, which it stands behind. */
+export const show = (manager: object, behind: object): void => {
+  const observers = ofManagers.get(behind)
+  if (observers !== undefined) ofManagers.set(manager, observers)
+}
+
 /** Observes the queues of a manager until the scope closes. A manager that somebody else has made shows nothing. */
 export const observe = (manager: object, observer: Observer): Effect.Effect<void, never, Scope.Scope> => {
   const observers = ofManagers.get(manager)

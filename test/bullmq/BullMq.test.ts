@@ -4,6 +4,7 @@ import { ModelConfig, QueueError, QueueManager, QueueRequest, RateLimiter } from
 import * as BullMq from "effect-llm-queue/BullMq"
 import { Redis } from "ioredis"
 import process from "node:process"
+import { observe } from "../../src/internal/observer.ts"
 import { hasRedis, own, url } from "../redis/server.ts"
 
 class Broken extends Schema.TaggedError<Broken>()("Broken", { why: Schema.String }) {}
@@ -101,6 +102,28 @@ describe.runIf(hasRedis)("stored queues", () => {
       const status = yield* manager.getStatus(Model, "late")
       assert.strictEqual(status.status, "failed")
       while ((yield* manager.getQueueInfo(Model)).running > 0) yield* Effect.sleep(10)
+    }).pipe(Effect.scoped, Effect.provide(layer()), Effect.scoped), 30_000)
+
+  it.live("are seen like queues in memory, as far as this process works on them", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const seen: Array<string> = []
+      const quiet = () => {}
+      yield* observe(manager, {
+        open: ({ modelId }) => ({
+          dispatched: () => void seen.push(modelId),
+          firstElement: quiet,
+          settled: quiet,
+          ended: quiet,
+          retried: quiet,
+          blocked: quiet,
+          limitsChanged: quiet,
+          closed: quiet
+        })
+      })
+      yield* manager.registerQueue(Model, ({ params: { text } }) => Effect.succeed({ text, usage }))
+      yield* manager.submit(Model, { text: "" })
+      assert.deepStrictEqual(seen, [Model.modelId])
     }).pipe(Effect.scoped, Effect.provide(layer()), Effect.scoped), 30_000)
 
   it.live("refuse what cannot be stored", () =>

@@ -16,6 +16,7 @@ import type * as QueueResponse from "../../QueueResponse.ts"
 import type { AnyModel, AnyRequest, Failure, ProcessorFailure, Snapshot } from "../entry.ts"
 import * as memory from "../manager.ts"
 import type { Processor } from "../modelQueue.ts"
+import { show } from "../observer.ts"
 import * as settings from "../settings.ts"
 import type { StoredJob } from "./engine.ts"
 import * as models from "./model.ts"
@@ -277,7 +278,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     problems: ["a stream cannot be stored: register its model in a queue in memory"]
   })
 
-  return typed({
+  const manager = typed({
     registerQueue: (model: AnyModel, processor: Processor) => register([{ model, processor }]),
     registerAllQueues: (items: ReadonlyArray<AnyModel | Registration>, processor?: Processor) =>
       register(items.map((item) => "processor" in item ? item : { model: item, processor: processor! })),
@@ -436,4 +437,6 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     shutdownAll: (options?: QueueManager.Options["shutdown"]) => close(inner.shutdownAll(options)),
     events: inner.events
   })
+  show(manager, inner)
+  return manager
 })
