@@ -396,7 +396,6 @@ export const make = Effect.fnUntraced(function*(
 
   const running = new Map<string, Taken>()
   let isDraining = false
-  let handsBack = false
 
   const serve = Effect.fnUntraced(function*(processor: Processor) {
     const scope = yield* Scope.Scope
@@ -448,6 +447,7 @@ export const make = Effect.fnUntraced(function*(
       const { data } = job
       const id = idOf(job.id)
       if (data.cancelledAt !== undefined) {
+        taken.isCancelled = true
         return data.early ?? { ...stored.noTimes, status: "cancelled" } satisfies stored.StoredEnd
       }
       const left = data.expiresAt === undefined ? undefined : data.expiresAt - now()
@@ -499,15 +499,15 @@ export const make = Effect.fnUntraced(function*(
       running.set(job.id, taken)
       const ended = yield* Effect.ensuring(attempt(job, taken), Effect.sync(() => running.delete(job.id)))
       if (ended.status === "completed") return ended
-      // Not begun, it goes back to where it was.
-      if (handsBack && ended.status === "cancelled" && !taken.isCancelled && taken.attempts === 0) {
+      // Nobody has cancelled it but this process, which has no time for it, or has lost it: it is for another one.
+      if (ended.status === "cancelled" && !taken.isCancelled) {
         yield* Effect.ignore(queue.ask(() => job.moveToWait(token)))
-        return yield* Effect.fail(new WaitingError())
+        return yield* Effect.die(new WaitingError())
       }
       const failure = new UnrecoverableError(JSON.stringify(ended))
       // It is stored, too, and says nothing.
       failure.stack = ""
-      return yield* Effect.fail(failure)
+      return yield* Effect.die(failure)
     })
 
     const worker = yield* Effect.acquireRelease(
@@ -523,7 +523,6 @@ export const make = Effect.fnUntraced(function*(
           const { deadline, policy } = config.shutdown
           const within = (promise: () => Promise<void>) =>
             Effect.ignore(Effect.interruptible(Effect.timeoutOption(Effect.tryPromise(promise), store.commandTimeout)))
-          handsBack = true
           yield* within(() => worker.pause(true))
           yield* local.cancelWaiting(modelId)
           if (policy === "interrupt") yield* interruptAll

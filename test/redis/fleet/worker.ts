@@ -2,7 +2,7 @@
  * One process of a fleet that shares limits. Told to go, it has `backlog` requests waiting all the time, or sends `rate` a
  * second; told to stop, it sends no more and says what it did.
  */
-import { Effect, Layer, Semaphore } from "effect"
+import { Data, Effect, Layer, Semaphore } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import * as QueueRedis from "effect-llm-queue/Redis"
 import { FetchHttpClient, HttpClient, HttpClientRequest } from "effect/http"
@@ -31,10 +31,12 @@ export interface Done {
   readonly failed: ReadonlyArray<string>
 }
 
+class Refused extends Data.TaggedError("Refused")<{ readonly message: string }> {}
+
 const settings = JSON.parse(process.argv[2]!) as Settings
 const { backlog, concurrent, margin, period, rate, rpm, tpm, url } = settings
 
-const Model = ModelConfig.makeUntyped<number, { readonly input: number; readonly output: number }, Error>("gpt", {
+const Model = ModelConfig.makeUntyped<number, { readonly input: number; readonly output: number }, Refused>("gpt", {
   rateLimiters: [
     RateLimiter.rpm(rpm, { timePeriod: period, margin }),
     RateLimiter.tpm(tpm, { timePeriod: period, margin }),
@@ -52,7 +54,7 @@ const call = Effect.fn(function*(model: string, maxTokens: number) {
     HttpClient.execute
   )
   const body = yield* response.json
-  if (response.status !== 200) return yield* Effect.fail(new Error(JSON.stringify(body)))
+  if (response.status !== 200) return yield* new Refused({ message: JSON.stringify(body) })
   const { usage } = body as { readonly usage: { readonly prompt_tokens: number; readonly completion_tokens: number } }
   return { input: usage.prompt_tokens, output: usage.completion_tokens }
 })
@@ -75,7 +77,7 @@ const program = Effect.gen(function*() {
   yield* manager.registerQueue(Model, ({ params }) =>
     Effect.suspend(() => {
       sent++
-      return Effect.mapError(call("gpt", params), (error) => error as Error)
+      return Effect.mapError(call("gpt", params), ({ message }) => new Refused({ message }))
     }))
   // Connections take longer to open than the margin allows for.
   yield* Effect.forEach(Array.from({ length: concurrent }), () => call("warm-up", 5), { concurrency: concurrent })
