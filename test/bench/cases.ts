@@ -1,8 +1,9 @@
 /** What is measured, apart from backlogs: each in a process of its own. */
 import { NodeHttpServer } from "@effect/platform-node"
-import { Deferred, Effect, Layer, type Scope, Stream, Tracer } from "effect"
+import { Deferred, Effect, Layer, Schema, type Scope, Stream, Tracer } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import * as QueueApi from "effect-llm-queue/Api"
+import * as BullMq from "effect-llm-queue/BullMq"
 import * as Metrics from "effect-llm-queue/Metrics"
 import * as QueueRedis from "effect-llm-queue/Redis"
 import { FetchHttpClient, HttpClient, HttpRouter, HttpServer } from "effect/http"
@@ -95,6 +96,68 @@ const shared = async (part: string): Promise<ReadonlyArray<Figure>> => {
     { subject: part, metric: "throughput", unit: "requests/s", value: shape.requests / millis * 1000 },
     ...idleFigures(part, [["start", starts]])
   ]
+}
+
+const Stored = ModelConfig.make("stored", {
+  params: Schema.Struct({}),
+  result: Schema.Struct({}),
+  rateLimiters: [RateLimiter.concurrent(64)],
+  retention: { count: 1000 },
+  capacity: 100_000
+})
+
+const storedRequests = 10_000
+
+/** What is stored, taken and ended of a backlog, and one request at a time; beside BullMQ with jobs of the same size. */
+const stored = async (part: string): Promise<ReadonlyArray<Figure>> => {
+  const { port, stop } = await subjects.startRedis()
+  const connection = { host: "127.0.0.1", port }
+  const figure = (millis: number): Figure => ({
+    subject: part,
+    metric: "taken from a backlog and ended",
+    unit: "requests/s",
+    value: storedRequests / millis * 1000
+  })
+  if (part === "bullmq") {
+    const millis = await subjects.bullmqBacklog(connection, storedRequests, 64)
+    stop()
+    return [figure(millis)]
+  }
+  const [millis, starts] = await promise(
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      for (let from = 0; from < storedRequests; from += 100) {
+        yield* Effect.forEach(
+          Array.from({ length: 100 }),
+          () => manager.submitRequest(QueueRequest.make(Stored, { params: {}, waitForCompletion: false })),
+          { concurrency: "unbounded", discard: true }
+        )
+      }
+      let left = storedRequests
+      let begun = 0
+      const last = yield* Deferred.make<void>()
+      const started = performance.now()
+      yield* manager.registerQueue(Stored, () =>
+        Effect.suspend(() => {
+          begun = performance.now()
+          return Effect.as(--left === 0 ? Deferred.succeed(last, undefined) : Effect.void, {})
+        }))
+      yield* Deferred.await(last)
+      const millis = performance.now() - started
+      yield* Effect.sleep(500)
+      const starts: Array<number> = []
+      for (let i = 0; i < 300; i++) {
+        yield* Effect.sleep(10)
+        const asked = performance.now()
+        yield* manager.submit(Stored, {})
+        if (i >= 50) starts.push(begun - asked)
+      }
+      return [millis, starts] as const
+    }),
+    Layer.fresh(BullMq.layer({ connection }))
+  )
+  stop()
+  return [figure(millis), ...idleFigures(part, [["start", starts]])]
 }
 
 /** How late a request is admitted after the instant that the limiter named, beside a bare timer in the same process. */
@@ -302,6 +365,7 @@ export const cases: ReadonlyArray<Case> = [
     }
   },
   ...(subjects.hasRedis ? [{ name: "shared", parts: ["in memory", "appended to a file"], run: shared }] : []),
+  ...(subjects.hasRedis ? [{ name: "stored", parts: ["ours", "bullmq"], run: stored }] : []),
   {
     name: "wake-up",
     parts: ["ours"],

@@ -228,6 +228,36 @@ const bullmq = async (shape: Shape): Promise<number> => {
   return taken
 }
 
+/** Jobs that are in Redis already, taken and ended by one worker. */
+export const bullmqBacklog = async (
+  connection: { readonly host: string; readonly port: number },
+  requests: number,
+  concurrency: number
+): Promise<number> => {
+  const { end, one } = countdown(requests)
+  const queue = new BullQueue("bench", { connection })
+  for (let from = 0; from < requests; from += 100) {
+    await Promise.all(
+      Array.from({ length: 100 }, (_, index) =>
+        queue.add("request", { params: "{}" }, {
+          priority: 10,
+          jobId: `r-${from + index}`,
+          removeOnComplete: { count: 1000 }
+        }))
+    )
+  }
+  const started = performance.now()
+  const worker = new Worker("bench", () => {
+    one()
+    return Promise.resolve({ status: "completed", result: "{}" })
+  }, { connection, concurrency })
+  await end
+  const taken = performance.now() - started
+  await worker.close()
+  await queue.close()
+  return taken
+}
+
 export const hasRedis = spawnSync("redis-server", ["--version"]).status === 0
 
 export const subjects: ReadonlyArray<Subject> = [
