@@ -3,7 +3,7 @@
  *
  * @since 0.1.0
  */
-import type { BackendFactory, ConnectionOptions } from "bullmq"
+import type { ConnectionOptions, createPostgresBackend, PostgresConnectionOptions } from "bullmq"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -29,10 +29,13 @@ export interface Codec {
  * @since 0.1.0
  */
 export interface Options {
-  /** Where the store is, as BullMQ has it: of ioredis, or of the `backend`. Default a Redis on 127.0.0.1:6379. */
-  readonly connection?: ConnectionOptions | undefined
-  /** BullMQ's `createPostgresBackend` for PostgreSQL. Default Redis. */
-  readonly backend?: BackendFactory | undefined
+  /**
+   * Where the store is, as BullMQ has it: options of ioredis, or with a `backend` those of `pg`, where `migrate: true` makes
+   * what is missing. Default a Redis on 127.0.0.1:6379.
+   */
+  readonly connection?: ConnectionOptions | PostgresConnectionOptions | undefined
+  /** BullMQ's `createPostgresBackend`, for PostgreSQL. Default Redis. */
+  readonly backend?: typeof createPostgresBackend | undefined
   /** What all keys begin with. Default `llmq-jobs`. */
   readonly prefix?: string | undefined
   /**
@@ -85,7 +88,7 @@ const millis = (value: Duration.Input | undefined, otherwise: number): number =>
 export const layer = (options: Options = {}): Layer.Layer<QueueManager.QueueManager> => {
   const commandTimeout = millis(options.commandTimeout, 2000)
   const connection = options.connection ?? { host: "127.0.0.1", port: 6379 }
-  const isRedis = options.backend === undefined && !("duplicate" in connection)
+  const isRedis = options.backend === undefined && typeof connection === "object" && !("duplicate" in connection)
   return Layer.effect(
     QueueManager.QueueManager,
     manager.make({

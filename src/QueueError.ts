@@ -99,7 +99,7 @@ export class QueueUnavailable extends Schema.TaggedError<QueueUnavailable>("effe
   readonly [TypeId] = TypeId
   readonly isRetryable = true
   override get message() {
-    return `The shared limits of model ${JSON.stringify(this.modelId)} cannot be reached`
+    return `The store of model ${JSON.stringify(this.modelId)} cannot be reached`
       + `${this.requestId === undefined ? "" : `, so request ${this.requestId} cannot be let in`}: ${this.reason}. `
       + "Is the server up, and its address right? Try again later."
   }

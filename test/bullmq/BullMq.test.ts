@@ -1,4 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
+import { createPostgresBackend } from "bullmq"
 import { Context, Deferred, Effect, Exit, Fiber, Layer, Schema, Scope } from "effect"
 import { ModelConfig, QueueError, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import * as BullMq from "effect-llm-queue/BullMq"
@@ -6,6 +7,7 @@ import { Redis } from "ioredis"
 import process from "node:process"
 import { observe } from "../../src/internal/observer.ts"
 import { hasRedis, own, url } from "../redis/server.ts"
+import * as postgres from "./postgres.ts"
 
 class Broken extends Schema.TaggedError<Broken>()("Broken", { why: Schema.String }) {}
 
@@ -30,6 +32,23 @@ const place = Effect.map(url, (url) => {
   return { url, connection: { host: hostname, port: Number(port) } }
 })
 
+const stores = [
+  {
+    name: "on Redis",
+    isThere: hasRedis,
+    options: Effect.map(place, ({ connection }): BullMq.Options => ({ connection }))
+  },
+  {
+    name: "on PostgreSQL",
+    isThere: postgres.hasPostgres,
+    options: Effect.map(postgres.url, (connectionString): BullMq.Options => ({
+      backend: createPostgresBackend,
+      connection: { connectionString, migrate: true },
+      commandTimeout: "10 seconds"
+    }))
+  }
+]
+
 /** A process, as far as the store can tell. */
 const start = Effect.fnUntraced(function*(options: BullMq.Options) {
   const scope = yield* Scope.make()
@@ -44,66 +63,113 @@ const start = Effect.fnUntraced(function*(options: BullMq.Options) {
   }
 })
 
-const layer = (options: BullMq.Options = {}) =>
-  Layer.unwrap(Effect.map(url, (url) => {
-    const { hostname, port } = new URL(url)
-    return BullMq.layer({
-      connection: { host: hostname, port: Number(port) },
-      prefix: newPrefix(),
-      ...options
-    })
-  }))
+const layer = (options: Effect.Effect<BullMq.Options, never, Scope.Scope>) =>
+  Layer.unwrap(Effect.map(options, (options) => BullMq.layer({ prefix: newPrefix(), ...options })))
 
 const usage = { inputTokens: 1, outputTokens: 2 }
 
-describe.runIf(hasRedis)("stored queues", () => {
-  it.live("answer like queues in memory", () =>
-    Effect.gen(function*() {
-      const manager = yield* QueueManager.QueueManager
-      yield* manager.registerQueue(Model, ({ params: { text } }) =>
-        text === "fail"
-          ? Effect.fail(new Broken({ why: "because" }))
-          : text === "die"
-          ? Effect.die(new TypeError("a secret"))
-          : text === "wait"
-          ? Effect.never
-          : Effect.succeed({ text: text.toUpperCase(), usage }))
-      const response = yield* manager.submit(Model, { text: "hello" })
-      assert.deepStrictEqual(response.result, { text: "HELLO", usage })
-      assert.deepInclude(response, { status: "completed", attempts: 1, inputTokensUsed: 1, outputTokensUsed: 2 })
-      assert.deepStrictEqual(
-        yield* Effect.flip(manager.submit(Model, { text: "fail" })),
-        new Broken({ why: "because" })
-      )
-      const died = yield* Effect.flip(manager.submit(Model, { text: "die" }))
-      assert(died._tag === "ProcessingError")
-      assert.notInclude(died.message, "secret")
-      // Ids are anybody's words.
-      const id = "a: <b> {c} 1"
-      const pending = yield* manager.submitRequest(
-        QueueRequest.make(Model, { params: { text: "later" }, id, waitForCompletion: false })
-      )
-      assert.strictEqual(pending.status, "pending")
-      assert.strictEqual((yield* manager.awaitCompletion(pending)).result.text, "LATER")
-      assert.strictEqual((yield* manager.getStatus(Model, id)).status, "completed")
-      const again = QueueRequest.make(Model, { params: { text: "later" }, id })
-      assert.strictEqual((yield* Effect.flip(manager.submitRequest(again)))._tag, "DuplicateRequest")
-      assert.strictEqual((yield* Effect.flip(manager.getStatus(Model, "unknown")))._tag, "RequestNotFound")
-      const waits = yield* Effect.forkChild(Effect.exit(manager.submit(Model, { text: "wait" }, { id: "waits" })))
-      while ((yield* manager.getRequests(Model, { status: "processing" })).length === 0) yield* Effect.sleep(10)
-      assert.strictEqual((yield* manager.getStatus(Model, "waits")).status, "processing")
-      assert.isTrue(yield* manager.cancelRequest(Model, "waits"))
-      const exit = yield* Fiber.join(waits)
-      assert.isTrue(Exit.isFailure(exit))
-      assert.strictEqual((yield* manager.getStatus(Model, "waits")).status, "cancelled")
-      assert.isFalse(yield* manager.cancelRequest(Model, "waits"))
-      const late = yield* Effect.flip(manager.submit(Model, { text: "wait" }, { id: "late", timeout: "200 millis" }))
-      assert.deepInclude(late, { _tag: "QueueTimeout", limit: "timeout", timeoutMillis: 200 })
-      const status = yield* manager.getStatus(Model, "late")
-      assert.strictEqual(status.status, "failed")
-      while ((yield* manager.getQueueInfo(Model)).running > 0) yield* Effect.sleep(10)
-    }).pipe(Effect.scoped, Effect.provide(layer()), Effect.scoped), 30_000)
+for (const { isThere, name, options } of stores) {
+  describe.runIf(isThere)(`stored queues ${name}`, () => {
+    it.live("answer like queues in memory", () =>
+      Effect.gen(function*() {
+        const manager = yield* QueueManager.QueueManager
+        yield* manager.registerQueue(Model, ({ params: { text } }) =>
+          text === "fail"
+            ? Effect.fail(new Broken({ why: "because" }))
+            : text === "die"
+            ? Effect.die(new TypeError("a secret"))
+            : text === "wait"
+            ? Effect.never
+            : Effect.succeed({ text: text.toUpperCase(), usage }))
+        const response = yield* manager.submit(Model, { text: "hello" })
+        assert.deepStrictEqual(response.result, { text: "HELLO", usage })
+        assert.deepInclude(response, { status: "completed", attempts: 1, inputTokensUsed: 1, outputTokensUsed: 2 })
+        assert.deepStrictEqual(
+          yield* Effect.flip(manager.submit(Model, { text: "fail" })),
+          new Broken({ why: "because" })
+        )
+        const died = yield* Effect.flip(manager.submit(Model, { text: "die" }))
+        assert(died._tag === "ProcessingError")
+        assert.notInclude(died.message, "secret")
+        // Ids are anybody's words.
+        const id = "a: <b> {c} 1"
+        const pending = yield* manager.submitRequest(
+          QueueRequest.make(Model, { params: { text: "later" }, id, waitForCompletion: false })
+        )
+        assert.strictEqual(pending.status, "pending")
+        assert.strictEqual((yield* manager.awaitCompletion(pending)).result.text, "LATER")
+        assert.strictEqual((yield* manager.getStatus(Model, id)).status, "completed")
+        const again = QueueRequest.make(Model, { params: { text: "later" }, id })
+        assert.strictEqual((yield* Effect.flip(manager.submitRequest(again)))._tag, "DuplicateRequest")
+        assert.strictEqual((yield* Effect.flip(manager.getStatus(Model, "unknown")))._tag, "RequestNotFound")
+        const waits = yield* Effect.forkChild(Effect.exit(manager.submit(Model, { text: "wait" }, { id: "waits" })))
+        while ((yield* manager.getRequests(Model, { status: "processing" })).length === 0) yield* Effect.sleep(10)
+        assert.strictEqual((yield* manager.getStatus(Model, "waits")).status, "processing")
+        assert.isTrue(yield* manager.cancelRequest(Model, "waits"))
+        const exit = yield* Fiber.join(waits)
+        assert.isTrue(Exit.isFailure(exit))
+        assert.strictEqual((yield* manager.getStatus(Model, "waits")).status, "cancelled")
+        assert.isFalse(yield* manager.cancelRequest(Model, "waits"))
+        const late = yield* Effect.flip(manager.submit(Model, { text: "wait" }, { id: "late", timeout: "200 millis" }))
+        assert.deepInclude(late, { _tag: "QueueTimeout", limit: "timeout", timeoutMillis: 200 })
+        const status = yield* manager.getStatus(Model, "late")
+        assert.strictEqual(status.status, "failed")
+        while ((yield* manager.getQueueInfo(Model)).running > 0) yield* Effect.sleep(10)
+      }).pipe(Effect.scoped, Effect.provide(layer(options)), Effect.scoped), 30_000)
 
+    it.live(
+      "belong to nobody: any process submits, asks, pauses and cancels, and the submitter may be gone",
+      () =>
+        Effect.gen(function*() {
+          const store = yield* options
+          const prefix = newPrefix()
+          const submitter = yield* start({ ...store, prefix })
+          const early = yield* submitter.manager.submitRequest(
+            QueueRequest.make(Model, { params: { text: "early" }, id: "early", waitForCompletion: false })
+          )
+          yield* submitter.manager.pauseQueue(Model)
+          for (const [id, priority] of [["low", "low"], ["normal", "normal"], ["high", 600]] as const) {
+            yield* submitter.manager.submitRequest(
+              QueueRequest.make(Model, { params: { text: id }, id, priority, waitForCompletion: false, tenant: "acme" })
+            )
+          }
+          yield* submitter.manager.submitRequest(
+            QueueRequest.make(Model, { params: { text: "no" }, id: "no", waitForCompletion: false })
+          )
+          assert.isTrue(yield* submitter.manager.cancelRequest(Model, "no"))
+          const interrupted = yield* Effect.forkChild(submitter.manager.submit(Model, { text: "gone" }, { id: "gone" }))
+          while ((yield* submitter.manager.getRequests(Model, { ids: ["gone"] })).length === 0) yield* Effect.sleep(5)
+          yield* Fiber.interrupt(interrupted)
+          assert.isTrue(yield* submitter.manager.changePriority(Model, "low", 1200))
+          assert.deepInclude(yield* submitter.manager.getQueueInfo(Model), { state: "paused", running: 0 })
+          yield* submitter.close
+          // Nobody who has submitted is there any more.
+          const began: Array<string> = []
+          const worker = yield* start({ ...store, prefix, takeAhead: 1 })
+          yield* worker.register(({ id, params }) =>
+            Effect.sync(() => {
+              began.push(id)
+              return { text: params.text, usage }
+            })
+          )
+          const asker = yield* start({ ...store, prefix })
+          assert.strictEqual((yield* asker.manager.getStatus(Model, "high")).status, "pending")
+          yield* asker.manager.resumeQueue(Model)
+          assert.strictEqual((yield* asker.manager.awaitCompletion(Model, early.requestId)).result.text, "early")
+          for (const id of ["low", "normal", "high"]) yield* asker.manager.awaitCompletion(Model, id)
+          assert.deepStrictEqual(began, ["low", "high", "early", "normal"])
+          for (const id of ["no", "gone"]) {
+            assert.strictEqual((yield* asker.manager.getStatus(Model, id)).status, "cancelled")
+          }
+          const status = yield* asker.manager.getStatus(Model, "normal")
+          assert.deepInclude(status, { tenant: "acme", attempts: 1 })
+        }).pipe(Effect.scoped),
+      30_000
+    )
+  })
+}
+
+describe.runIf(hasRedis)("stored queues", () => {
   it.live("are seen like queues in memory, as far as this process works on them", () =>
     Effect.gen(function*() {
       const manager = yield* QueueManager.QueueManager
@@ -124,7 +190,7 @@ describe.runIf(hasRedis)("stored queues", () => {
       yield* manager.registerQueue(Model, ({ params: { text } }) => Effect.succeed({ text, usage }))
       yield* manager.submit(Model, { text: "" })
       assert.deepStrictEqual(seen, [Model.modelId])
-    }).pipe(Effect.scoped, Effect.provide(layer()), Effect.scoped), 30_000)
+    }).pipe(Effect.scoped, Effect.provide(layer(stores[0]!.options)), Effect.scoped), 30_000)
 
   it.live("refuse what cannot be stored", () =>
     Effect.gen(function*() {
@@ -137,57 +203,7 @@ describe.runIf(hasRedis)("stored queues", () => {
       assert(submitted instanceof QueueError.InvalidRequest)
       const keyed = yield* Effect.flip(manager.submit(Model, { text: "" }, { dedupeKey: "x" }))
       assert.include(keyed.message, "dedupeKey")
-    }).pipe(Effect.scoped, Effect.provide(layer()), Effect.scoped), 30_000)
-
-  it.live(
-    "belong to nobody: any process submits, asks, pauses and cancels, and the submitter may be gone",
-    () =>
-      Effect.gen(function*() {
-        const { connection } = yield* place
-        const prefix = newPrefix()
-        const submitter = yield* start({ connection, prefix })
-        const early = yield* submitter.manager.submitRequest(
-          QueueRequest.make(Model, { params: { text: "early" }, id: "early", waitForCompletion: false })
-        )
-        yield* submitter.manager.pauseQueue(Model)
-        for (const [id, priority] of [["low", "low"], ["normal", "normal"], ["high", 600]] as const) {
-          yield* submitter.manager.submitRequest(
-            QueueRequest.make(Model, { params: { text: id }, id, priority, waitForCompletion: false, tenant: "acme" })
-          )
-        }
-        yield* submitter.manager.submitRequest(
-          QueueRequest.make(Model, { params: { text: "no" }, id: "no", waitForCompletion: false })
-        )
-        assert.isTrue(yield* submitter.manager.cancelRequest(Model, "no"))
-        const interrupted = yield* Effect.forkChild(submitter.manager.submit(Model, { text: "gone" }, { id: "gone" }))
-        while ((yield* submitter.manager.getRequests(Model, { ids: ["gone"] })).length === 0) yield* Effect.sleep(5)
-        yield* Fiber.interrupt(interrupted)
-        assert.isTrue(yield* submitter.manager.changePriority(Model, "low", 1200))
-        assert.deepInclude(yield* submitter.manager.getQueueInfo(Model), { state: "paused", running: 0 })
-        yield* submitter.close
-        // Nobody who has submitted is there any more.
-        const began: Array<string> = []
-        const worker = yield* start({ connection, prefix, takeAhead: 1 })
-        yield* worker.register(({ id, params }) =>
-          Effect.sync(() => {
-            began.push(id)
-            return { text: params.text, usage }
-          })
-        )
-        const asker = yield* start({ connection, prefix })
-        assert.strictEqual((yield* asker.manager.getStatus(Model, "high")).status, "pending")
-        yield* asker.manager.resumeQueue(Model)
-        assert.strictEqual((yield* asker.manager.awaitCompletion(Model, early.requestId)).result.text, "early")
-        for (const id of ["low", "normal", "high"]) yield* asker.manager.awaitCompletion(Model, id)
-        assert.deepStrictEqual(began, ["low", "high", "early", "normal"])
-        for (const id of ["no", "gone"]) {
-          assert.strictEqual((yield* asker.manager.getStatus(Model, id)).status, "cancelled")
-        }
-        const status = yield* asker.manager.getStatus(Model, "normal")
-        assert.deepInclude(status, { tenant: "acme", attempts: 1 })
-      }).pipe(Effect.scoped),
-    30_000
-  )
+    }).pipe(Effect.scoped, Effect.provide(layer(stores[0]!.options)), Effect.scoped), 30_000)
 
   it.live("say in the store only what their schemas say, and with a codec not even that", () =>
     Effect.gen(function*() {

@@ -14,7 +14,7 @@ export const canStart = spawnSync("redis-server", ["--version"]).status === 0
 /** Whether there is one, or can be one. */
 export const hasRedis = process.env["REDIS_URL"] !== undefined || canStart
 
-const freePort = Effect.callback<number>((resume) => {
+export const freePort = Effect.callback<number>((resume) => {
   const server = createServer().listen(0, "127.0.0.1", () => {
     const { port } = server.address() as { readonly port: number }
     server.close(() => resume(Effect.succeed(port)))

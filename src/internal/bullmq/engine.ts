@@ -1,7 +1,14 @@
 /**
  * What is used of BullMQ. Its own types are made for its own generics; here they say what this library stores.
  */
-import { type BackendFactory, type ConnectionOptions, Queue, QueueEvents, Worker } from "bullmq"
+import {
+  type ConnectionOptions,
+  type createPostgresBackend,
+  type PostgresConnectionOptions,
+  Queue,
+  QueueEvents,
+  Worker
+} from "bullmq"
 import type { StoredEnd, StoredRequest } from "./stored.ts"
 
 export interface StoredJob {
@@ -92,9 +99,9 @@ export interface Store {
   readonly prefix: string
   readonly commandTimeout: number
   /** Of clients that are asked, and of those that wait for something to come. */
-  readonly asked: ConnectionOptions
-  readonly waiting: ConnectionOptions
-  readonly backend: BackendFactory | undefined
+  readonly asked: ConnectionOptions | PostgresConnectionOptions
+  readonly waiting: ConnectionOptions | PostgresConnectionOptions
+  readonly backend: typeof createPostgresBackend | undefined
 }
 
 /** Milliseconds since 1970 by the server's clock, if it has one that can be asked for. */
@@ -106,10 +113,10 @@ export const timeOf = (queue: JobQueue): Promise<number> | undefined =>
 
 // The three places where BullMQ's types become these.
 export const openQueue = (name: string, { asked, backend, prefix }: Store): JobQueue =>
-  new Queue(name, { connection: asked, prefix }, backend as undefined) as unknown as JobQueue
+  new Queue(name, { connection: asked as ConnectionOptions, prefix }, backend as undefined) as unknown as JobQueue
 
 export const openEvents = (name: string, { backend, prefix, waiting }: Store): JobEvents =>
-  new QueueEvents(name, { connection: waiting, prefix }, backend as undefined)
+  new QueueEvents(name, { connection: waiting as ConnectionOptions, prefix }, backend as undefined)
 
 export const openWorker = (
   name: string,
@@ -118,7 +125,7 @@ export const openWorker = (
   options: { readonly concurrency: number; readonly lock: number; readonly maxCrashes: number }
 ): JobWorker =>
   new Worker(name, process as never, {
-    connection: waiting,
+    connection: waiting as ConnectionOptions,
     prefix,
     concurrency: options.concurrency,
     lockDuration: options.lock,

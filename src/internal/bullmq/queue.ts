@@ -56,7 +56,9 @@ export const make = Effect.fnUntraced(function*(
   modelId: string
 ): Effect.fn.Return<StoredQueue, string, Scope.Scope> {
   const { commandTimeout } = store
-  const name = encodeURIComponent(modelId)
+  const model = encodeURIComponent(modelId)
+  // PostgreSQL knows queues by their names only.
+  const name = store.backend === undefined ? model : `${encodeURIComponent(store.prefix)}/${model}`
   const clock = yield* Clock.Clock
   const context = yield* Effect.context()
   const run = Effect.runForkWith(context)
