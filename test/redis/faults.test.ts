@@ -3,13 +3,17 @@
  * waiting and settling, nothing is lost, nothing hangs, no limit is exceeded, and work goes on when it is over.
  */
 import { assert, describe, it } from "@effect/vitest"
-import { Context, Effect, Exit, Fiber, Layer, Scope } from "effect"
-import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
-import * as QueueRedis from "effect-llm-queue/Redis"
+import { Effect, Exit, Fiber, Scope } from "effect"
+import { ModelConfig, QueueRequest, RateLimiter } from "effect-llm-queue"
+import type * as QueueRedis from "effect-llm-queue/Redis"
+import * as campaign from "./faults/campaign.ts"
+import * as clocks from "./faults/clocks.ts"
+import { faults } from "./faults/faults.ts"
+import * as kills from "./faults/kills.ts"
 import * as proxy from "./proxy.ts"
 import { canStart, own } from "./server.ts"
 
-const commandTimeout = 400
+const { commandTimeout } = campaign
 const period = 1500
 const tight = 20
 
@@ -26,68 +30,23 @@ const Tight = ModelConfig.makeUntyped<number, number>("tight", {
   shutdown: { policy: "interrupt", deadline: "5 seconds" }
 })
 
-type Server = Effect.Success<ReturnType<typeof own>>
-type Line = Effect.Success<ReturnType<typeof proxy.make>>
-
-interface Fault {
-  readonly name: string
-  /** Ends when the fault is over. */
-  readonly happen: (server: Server, line: Line) => Effect.Effect<unknown>
-  readonly options?: ReadonlyArray<string>
-}
-
 const wait = Effect.sleep(3 * commandTimeout)
-const during = (begin: Effect.Effect<unknown>, end: Effect.Effect<unknown>) =>
-  Effect.andThen(begin, Effect.andThen(wait, end))
 
-const kept = ["--appendonly yes", "--appendfsync always"]
+const start = (url: string, options: QueueRedis.Options = {}) =>
+  campaign.start(url, "ioredis", { lease: "2 seconds", margin: 400, ...options })
 
-const faults: ReadonlyArray<Fault> = [
-  { name: "is killed and comes back", options: kept, happen: ({ kill, start }) => during(kill, start) },
-  { name: "is killed and comes back with nothing", happen: ({ kill, start }) => during(kill, start) },
-  { name: "stands still", happen: ({ signal }) => during(signal("SIGSTOP"), signal("SIGCONT")) },
-  { name: "forgets its scripts", happen: ({ command }) => command("SCRIPT", "FLUSH") },
-  { name: "forgets everything", happen: ({ command }) => command("FLUSHALL") },
-  {
-    name: "closes its connections",
-    happen: ({ command }) => command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-  },
-  {
-    name: "has no memory left",
-    happen: ({ command }) =>
-      during(command("CONFIG", "SET", "maxmemory", "1"), command("CONFIG", "SET", "maxmemory", "0"))
-  },
-  {
-    name: "only reads",
-    happen: ({ command }) => during(command("REPLICAOF", "127.0.0.1", "1"), command("REPLICAOF", "NO", "ONE"))
-  },
-  {
-    name: "is busy with a script",
-    happen: ({ command }) =>
-      during(
-        Effect.forkDetach(Effect.exit(command("EVAL", "while true do end", "0"))),
-        command("SCRIPT", "KILL")
-      ),
-    options: ["--busy-reply-threshold 50"]
-  },
-  { name: "cannot be heard", happen: (_, { set }) => during(set("mute"), set("pass")) },
-  { name: "is behind a line that swallows everything", happen: (_, { set }) => during(set("swallow"), set("pass")) },
-  { name: "is behind a line that is reset", happen: (_, { set }) => during(set("refuse"), set("pass")) },
-  { name: "is far away for a while", happen: (_, { set }) => during(set({ slow: 150 }), set("pass")) }
-]
-
-/** A process, as far as the server can tell. */
-const start = Effect.fnUntraced(function*(url: string, options: QueueRedis.Options = {}) {
-  const scope = yield* Scope.make()
-  yield* Effect.addFinalizer(() => Scope.close(scope, Exit.void))
-  const context = yield* Layer.buildWithScope(
-    Layer.fresh(QueueManager.layer).pipe(
-      Layer.provide(Layer.fresh(QueueRedis.layer({ commandTimeout, lease: "2 seconds", ...options }))),
-      Layer.provide(Layer.fresh(QueueRedis.layerClient(url, { commandTimeout })))
-    ),
-    scope
+describe.runIf(canStart)("processes that share limits", () => {
+  it.live(
+    "have what another one held that was killed, when its lease is over",
+    () => Effect.map(kills.run(2), ({ problems }) => assert.deepStrictEqual(problems, [])),
+    60_000
   )
-  return { manager: Context.get(context, QueueManager.QueueManager), scope }
+
+  it.live(
+    "need no clocks that are right",
+    () => Effect.map(clocks.run(3_600_000, 4000), ({ problems }) => assert.deepStrictEqual(problems, [])),
+    60_000
+  )
 })
 
 describe.runIf(canStart)("a server that", () => {
@@ -130,7 +89,7 @@ describe.runIf(canStart)("a server that", () => {
             }))
           }))
         while (done < 60) yield* Effect.sleep(20)
-        yield* happen(server, line)
+        yield* happen(server, line, wait)
         // Both go on: what each of them has submitted since then comes back.
         const goesOn = Effect.forEach(processes, ({ manager }) => manager.submit(Free, 1), { concurrency: "unbounded" })
         yield* Effect.timeout(goesOn, "20 seconds")

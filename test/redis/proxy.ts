@@ -9,8 +9,11 @@ import { setTimeout as sleep } from "node:timers/promises"
  * - `swallow`: connections stay open, and nothing arrives on either side
  * - `mute`: the server hears, and is not heard
  * - `refuse`: connections are reset, those that are there and new ones
+ * - `absent`: the same, and nobody listens
  */
-export type Mode = "pass" | "swallow" | "mute" | "refuse" | { readonly slow: number }
+export type Mode = "pass" | "swallow" | "mute" | "refuse" | "absent" | { readonly slow: number }
+
+const isCut = (mode: Mode) => mode === "refuse" || mode === "absent"
 
 export const make = Effect.fnUntraced(function*(port: number) {
   let mode: Mode = "pass"
@@ -19,7 +22,7 @@ export const make = Effect.fnUntraced(function*(port: number) {
     // Nothing overtakes what was sent before.
     let last = Promise.resolve()
     from.on("data", (data) => {
-      if (mode === "swallow" || mode === "refuse" || (mode === "mute" && isAnswer)) return
+      if (mode === "swallow" || isCut(mode) || (mode === "mute" && isAnswer)) return
       const there = typeof mode === "object" ? sleep(mode.slow) : undefined
       last = last.then(() => there).then(() => void to.write(data))
     })
@@ -27,7 +30,7 @@ export const make = Effect.fnUntraced(function*(port: number) {
     from.on("error", () => void to.destroy())
   }
   const server = createServer((client) => {
-    if (mode === "refuse") {
+    if (isCut(mode)) {
       client.on("error", () => {})
       return void client.resetAndDestroy()
     }
@@ -38,28 +41,29 @@ export const make = Effect.fnUntraced(function*(port: number) {
     carry(client, upstream, false)
     carry(upstream, client, true)
   })
-  yield* Effect.acquireRelease(
+  const listen = (at: number) =>
     Effect.callback<void>((resume) => {
-      server.listen(0, "127.0.0.1", () => resume(Effect.void))
-    }),
-    () =>
-      Effect.sync(() => {
-        server.close()
-        for (const [client, upstream] of lines) {
-          client.destroy()
-          upstream.destroy()
-        }
-      })
-  )
+      server.listen(at, "127.0.0.1", () => resume(Effect.void))
+    })
+  yield* Effect.acquireRelease(listen(0), () =>
+    Effect.sync(() => {
+      server.close()
+      for (const [client, upstream] of lines) {
+        client.destroy()
+        upstream.destroy()
+      }
+    }))
   const address = server.address() as { readonly port: number }
   return {
     port: address.port,
     url: `redis://127.0.0.1:${address.port}`,
     /** How it carries from now on. What was swallowed stays so. */
     set: (next: Mode) =>
-      Effect.sync(() => {
+      Effect.suspend(() => {
         mode = next
-        if (next === "refuse") { for (const [client] of lines) client.resetAndDestroy() }
+        if (isCut(next)) { for (const [client] of lines) client.resetAndDestroy() }
+        if (next === "absent") server.close()
+        return next === "absent" || server.listening ? Effect.void : listen(address.port)
       })
   }
 })

@@ -387,7 +387,7 @@ describe.runIf(hasRedis)("processes that share limits", () => {
       granted(yield* two.admit(cost(1), true))
       granted(yield* one.admit(cost(1), true))
       waitOf(yield* two.admit(cost(1), true))
-      yield* pass(12_000)
+      yield* pass(16_000)
       for (const limiter of [one, two]) assert.strictEqual((yield* limiter.usage)[0]!.limit, 3)
       const three = yield* (yield* start(prefix)).make(more)
       assert.strictEqual((yield* three.usage)[0]!.limit, 3)
@@ -413,7 +413,7 @@ describe.runIf(hasRedis)("processes that share limits", () => {
       yield* Effect.promise(() => client!.del(...keys))
       const [first] = yield* one.admitAll!(Array.from({ length: 4 }, () => ({ cost: cost(0.1) })))
       assert.strictEqual(first!._tag, "Blocked")
-      yield* pass(12_000)
+      yield* pass(16_000)
       assert.deepStrictEqual((yield* used(two)).map((n) => Math.round(n * 10) / 10), [3, 0.6, 3])
       granted(yield* two.admit(cost(0.4), true))
       assert.strictEqual((yield* one.admit(cost(0.1), true))._tag, "Blocked")
@@ -430,7 +430,7 @@ describe.runIf(hasRedis)("processes that share limits", () => {
       yield* Effect.promise(() => client!.del(...keys))
       yield* two.update([limit("rpm", 5, { timePeriod: 60_000 })])
       waitOf(yield* one.admit(cost(1), true))
-      yield* pass(12_000)
+      yield* pass(16_000)
       for (const limiter of [one, two]) {
         const [usage] = yield* limiter.usage
         assert.deepInclude(usage, { limit: 5, used: 3 })
@@ -439,6 +439,82 @@ describe.runIf(hasRedis)("processes that share limits", () => {
       granted(yield* two.admit(cost(1), true))
       waitOf(yield* one.admit(cost(1), true))
     }))
+
+  it.effect(
+    "tell a server that has lost everything what they hold, before anybody is let in, whoever is back first",
+    () =>
+      Effect.gen(function*() {
+        const concurrent = limit("concurrent", 4)
+        for (
+          const { limits, tenants } of [
+            { limits: [concurrent], tenants: undefined },
+            { limits: [limit("rpm", 4, { timePeriod: 60_000 })], tenants: undefined },
+            { limits: [], tenants: { byId: new Map(), others: [concurrent] } }
+          ]
+        ) {
+          const prefix = newPrefix()
+          const processes = yield* Effect.forEach([1, 2], () => start(prefix, { commandTimeout: 100, lease: 1500 }))
+          const [one, two] = yield* Effect.forEach(processes, ({ make }) => make(limits, tenants))
+          const ask = (limiter: RateLimiter.Limiter) => limiter.admit(cost(1), true, { tenant: "a" })
+          for (const limiter of [one!, one!, two!, two!]) granted(yield* ask(limiter))
+          for (const { state } of processes) state.isDead = true
+          yield* pass(5000, 100)
+          const keys = yield* keysOf(prefix)
+          yield* Effect.promise(() => client!.del(...keys))
+          processes[0]!.state.isDead = false
+          // The other one finds out later, as far as pauses go.
+          for (let i = 0; i < 8; i++) {
+            yield* pass(500, 100)
+            assert.notStrictEqual((yield* ask(one!))._tag, "Admitted")
+          }
+          processes[1]!.state.isDead = false
+          yield* pass(12_000, 100)
+          for (const limiter of [one!, two!]) assert.strictEqual((yield* ask(limiter))._tag, "Blocked")
+        }
+      }),
+    30_000
+  )
+
+  it.effect(
+    "hold what they have while nobody can reach the server, however long that is",
+    () =>
+      Effect.gen(function*() {
+        const prefix = newPrefix()
+        const limits = [limit("rpd", 8, { timePeriod: 20_000, chargedAt: "completion" }), limit("concurrent", 4)]
+        const tenants = { byId: new Map(), others: [limit("concurrent", 2)] }
+        const lease = 6000
+        const processes = yield* Effect.forEach([1, 2], () => start(prefix, { commandTimeout: 100, lease }))
+        const [one, two] = yield* Effect.forEach(processes, ({ make }) => make(limits, tenants))
+        const ask = (limiter: RateLimiter.Limiter, tenant: string) => limiter.admit(cost(1), true, { tenant })
+        granted(yield* ask(one!, "a"))
+        const theirs = [granted(yield* ask(two!, "b")), granted(yield* ask(two!, "b"))]
+        for (const { state } of processes) state.isDead = true
+        yield* pass(lease + 3000, 100)
+        processes[0]!.state.isDead = false
+        yield* pass(2500, 100)
+        // Of four there is one.
+        assert.strictEqual((yield* ask(one!, "b"))._tag, "Blocked")
+        granted(yield* ask(one!, "a"))
+        assert.strictEqual((yield* ask(one!, "c"))._tag, "Blocked")
+        processes[1]!.state.isDead = false
+        yield* pass(10_000, 100)
+        assert.strictEqual((yield* ask(one!, "c"))._tag, "Blocked")
+        // What was charged when it ended has its date then, and not when the server was away.
+        for (const reservation of theirs) {
+          yield* two!.complete(reservation)
+          yield* two!.releasePermit
+        }
+        yield* pass(18_000)
+        const [first] = yield* one!.usage
+        assert.strictEqual(first!.used, 4)
+        // Who does not come back loses it all the same.
+        yield* pass(10_000)
+        processes[0]!.state.isDead = true
+        yield* pass(lease + 1000)
+        for (let i = 0; i < 4; i++) granted(yield* ask(two!, `${i}`))
+      }),
+    30_000
+  )
 
   it.effect("all go on, whoever dies: nobody starves", () =>
     Effect.gen(function*() {

@@ -21,7 +21,7 @@ import type { Generation } from "../limitUpdate.ts"
 import * as reservations from "../reservation.ts"
 import * as time from "../time.ts"
 import { type Cell, permitsOf, year } from "./cells.ts"
-import { type CellAt, Link, type List, list, type Operation, type Problem } from "./link.ts"
+import { type CellAt, Link, type List, list, longestPause, type Operation, type Problem } from "./link.ts"
 import { Share } from "./share.ts"
 import { type Granted, SharedMeter, type Told } from "./sharedMeter.ts"
 
@@ -101,6 +101,8 @@ export const make = Effect.fnUntraced(function*(
   const now = time.monotonic(clock)
   const changes = yield* Queue.unbounded<RateLimiter.Change>()
   const beat = Math.min(lease / 3, longestBeat)
+  /** How long others may need to notice that the server is back: their pauses and their client's, one after the other. */
+  const patience = Math.max(beat, Math.min(commandTimeout, longestBeat) + 2 * longestPause) + grace
 
   // What decides where on a cluster they are must not end early.
   const root = `{${prefix.replaceAll(/[{}]/gu, encodeURIComponent)}:${encodeURIComponent(modelId)}}`
@@ -327,6 +329,7 @@ export const make = Effect.fnUntraced(function*(
     const at = now()
     return [
       beats(),
+      say({ op: "hold", millis: patience }),
       ...model.shared.flatMap(({ meter }): ReadonlyArray<Operation> => [
         {
           weight: 1,
@@ -337,7 +340,7 @@ export const make = Effect.fnUntraced(function*(
             )
           })
         },
-        say({ op: "pause", millis: beat + grace }, meter.cells[0])
+        say({ op: "pause", millis: patience }, meter.cells[0])
       ])
     ]
   }
@@ -364,6 +367,7 @@ export const make = Effect.fnUntraced(function*(
       epoch,
       lease,
       grace,
+      patience,
       poll,
       channel,
       permits: mostPermits(),
@@ -601,26 +605,29 @@ export const make = Effect.fnUntraced(function*(
     share = undefined
     const told = untold
     untold = []
-    return model.shared.flatMap(({ meter, state }): ReadonlyArray<Operation> => {
-      const charged = told.flatMap(({ at, reservation: { charges, generation } }) => {
-        const index = generation.states.findIndex(({ limit }) =>
-          limit.type === state.limit.type && limit.timePeriod === state.limit.timePeriod
-        )
-        const amount = charges[index]?.amount ?? 0
-        return amount > 0 ? [{ at, amount }] : []
+    return [
+      say({ op: "hold", millis: patience }),
+      ...model.shared.flatMap(({ meter, state }): ReadonlyArray<Operation> => {
+        const charged = told.flatMap(({ at, reservation: { charges, generation } }) => {
+          const index = generation.states.findIndex(({ limit }) =>
+            limit.type === state.limit.type && limit.timePeriod === state.limit.timePeriod
+          )
+          const amount = charges[index]?.amount ?? 0
+          return amount > 0 ? [{ at, amount }] : []
+        })
+        for (const { amount, at } of charged) meter.book!.add(at, amount)
+        return [
+          {
+            weight: 1,
+            say: (indexOf) => ({
+              op: "replay",
+              list: meter.cells.flatMap((cell) => charged.map(({ amount, at }) => [indexOf(cell), now() - at, amount]))
+            })
+          },
+          say({ op: "pause", millis: patience }, meter.cells[0])
+        ]
       })
-      for (const { amount, at } of charged) meter.book!.add(at, amount)
-      return [
-        {
-          weight: 1,
-          say: (indexOf) => ({
-            op: "replay",
-            list: meter.cells.flatMap((cell) => charged.map(({ amount, at }) => [indexOf(cell), now() - at, amount]))
-          })
-        },
-        say({ op: "pause", millis: beat + grace }, meter.cells[0])
-      ]
-    })
+    ]
   }
 
   const unavailable = (reason: string): RateLimiter.Admission => ({

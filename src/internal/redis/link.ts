@@ -78,7 +78,7 @@ interface Call {
 }
 
 const firstPause = 50
-const longestPause = 2000
+export const longestPause = 2000
 
 /** The server's encoder writes an empty list like an empty object. */
 export type List<A> = ReadonlyArray<A> | Readonly<Record<string, never>>

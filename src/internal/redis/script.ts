@@ -46,7 +46,7 @@ if before > call.seq then return '{"stale":true}' end
 
 local time = redis.call('TIME')
 local wall = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000
-local meta = redis.call('HMGET', META, 'offset', 'last', 'config', 'epoch', 'lapsed')
+local meta = redis.call('HMGET', META, 'offset', 'last', 'config', 'epoch', 'lapsed', 'spare', 'hold')
 local offset, last = tonumber(meta[1] or 0), tonumber(meta[2] or 0)
 local now = wall + offset
 if now < last then
@@ -95,7 +95,17 @@ end
 for _, each in ipairs(cells) do
   if each.k == 'f' and (wall < each.from or wall >= each.to) then return cjson.encode({ clock = wall }) end
 end
+
+-- Nobody was heard for so long: it was the server that was away, and what processes hold lapses when they have had time to
+-- say that they are there.
+local spare, hold = tonumber(meta[6] or 0), tonumber(meta[7] or 0)
+if last > 0 and now - last > call.lease / 2 then
+  spare = now + call.patience
+  redis.call('HSET', META, 'spare', spare)
+end
 redis.call('HSET', META, 'last', now)
+
+local function lapsing() return now < spare and '-inf' or now end
 
 -- Cells -------------------------------------------------------------------------------------------------------------
 
@@ -136,7 +146,7 @@ local function advance(c)
     c.u = c.x == c.from and c.g or 0
     c.g, c.w, c.x = 0, c.from, c.to
   elseif c.k == 'p' then
-    redis.call('ZREMRANGEBYSCORE', c.key, '-inf', now)
+    redis.call('ZREMRANGEBYSCORE', c.key, '-inf', lapsing())
     c.u = redis.call('ZCARD', c.key)
   end
 end
@@ -276,7 +286,7 @@ end
 local function fitsAt(c, amount, ahead)
   local at = math.max(now, c.p or 0)
   local allowed = c.tolerance
-  if c.k == 'p' then return c.u + ahead + amount <= c.cap and at or math.huge end
+  if c.k == 'p' then return c.u + ahead + amount <= c.cap and math.max(now, hold) or math.huge end
   if c.k == 'b' then
     if (c.pace and now >= c.z + c.pace) or (c.cold and c.n == 0) then return at end
     local large = amount > c.cap and amount <= c.burst
@@ -307,8 +317,8 @@ end
 
 -- What lapses -------------------------------------------------------------------------------------------------------
 
-if redis.call('ZREMRANGEBYSCORE', PERMITS, '-inf', now) > 0 then freed = true end
-local overdue = redis.call('ZRANGEBYSCORE', LEASES, '-inf', now, 'LIMIT', 0, 50)
+if redis.call('ZREMRANGEBYSCORE', PERMITS, '-inf', lapsing()) > 0 then freed = true end
+local overdue = redis.call('ZRANGEBYSCORE', LEASES, '-inf', lapsing(), 'LIMIT', 0, 50)
 if #overdue > 0 then
   local places = {}
   for i, each in ipairs(cells) do places[each.name] = i end
@@ -374,7 +384,10 @@ local function sums(all)
   return sum, permits
 end
 
-local function permitsFree() return call.permits and call.permits - redis.call('ZCARD', PERMITS) or math.huge end
+local function permitsFree()
+  if not call.permits then return math.huge end
+  return hold > now and 0 or call.permits - redis.call('ZCARD', PERMITS)
+end
 
 -- Operations --------------------------------------------------------------------------------------------------------
 
@@ -393,7 +406,7 @@ function operations.admit(op)
       ahead, aheadPermits, times = all, allPermits, j
     end
     if head.permit == 1 and free - aheadPermits * times < 1 then
-      blocked = { by = 0, at = math.huge }
+      blocked = { by = 0, at = hold > now and hold or math.huge }
       break
     end
     local parts = {}
@@ -610,6 +623,13 @@ function operations.pause(op)
   local c = cell(op.cell)
   c.p = math.max(c.p, now + op.millis)
   c.dirty = true
+  return 0
+end
+
+-- What a pause is for windows, for what runs at one time.
+function operations.hold(op)
+  hold = math.max(hold, now + op.millis)
+  redis.call('HSET', META, 'hold', hold)
   return 0
 end
 
