@@ -297,27 +297,31 @@ export const make = Effect.fnUntraced(function*(
             problems: [`params: cannot be stored: ${settings.show(error)}`]
           }))
         const data = { ...prepared, params: text }
-        yield* Effect.mapError(
-          Effect.onInterrupt(
-            queue.ask((queue) =>
-              queue.add("request", data, {
-                jobId: jobIdOf(id),
-                priority: priorityOf(data.createdAt, data.headStart),
-                removeOnComplete: kept,
-                removeOnFail: letters
-              })
-            ),
-            () => Effect.ignore(withdraw(id, data))
-          ),
-          unavailable(id)
+        const add = queue.ask((queue) =>
+          queue.add("request", data, {
+            jobId: jobIdOf(id),
+            priority: priorityOf(data.createdAt, data.headStart),
+            removeOnComplete: kept,
+            removeOnFail: letters
+          })
+        )
+        // An id that is there already is left as it is, and nothing is said.
+        const storing = requestId.isGenerated(id)
+          ? Effect.as(add, true)
+          : Effect.andThen(
+            add,
+            Effect.map(
+              queue.ask((queue) => queue.getJob(jobIdOf(id))),
+              (job) => job === undefined || job.data.submission === data.submission
+            )
+          )
+        const isNew = yield* storing.pipe(
+          // It may be there, whatever has been heard of it.
+          Effect.onInterrupt(() => Effect.ignore(withdraw(id, data))),
+          Effect.mapError(unavailable(id))
         )
         depth++
-        if (requestId.isGenerated(id)) return data
-        // An id that is there already is left as it is, and nothing is said.
-        const job = yield* Effect.mapError(queue.ask((queue) => queue.getJob(jobIdOf(id))), unavailable(id))
-        return job === undefined || job.data.submission === data.submission
-          ? data
-          : yield* new QueueError.DuplicateRequest({ modelId, requestId: id })
+        return isNew ? data : yield* new QueueError.DuplicateRequest({ modelId, requestId: id })
       })
     })
 
