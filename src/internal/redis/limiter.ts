@@ -366,6 +366,7 @@ export const make = Effect.fnUntraced(function*(
       config,
       epoch,
       lease,
+      beat,
       grace,
       patience,
       poll,

@@ -96,10 +96,10 @@ for _, each in ipairs(cells) do
   if each.k == 'f' and (wall < each.from or wall >= each.to) then return cjson.encode({ clock = wall }) end
 end
 
--- Nobody was heard for so long: it was the server that was away, and what processes hold lapses when they have had time to
--- say that they are there.
+-- Nobody was heard for longer than all of them would be silent: it was the server that was away, and what processes hold
+-- lapses when they have had time to say that they are there.
 local spare, hold = tonumber(meta[6] or 0), tonumber(meta[7] or 0)
-if last > 0 and now - last > call.lease / 2 then
+if last > 0 and now - last > call.beat + call.grace then
   spare = now + call.patience
   redis.call('HSET', META, 'spare', spare)
 end

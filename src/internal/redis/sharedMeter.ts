@@ -183,8 +183,8 @@ export class SharedMeter implements LimitMeter {
   }
 
   adjust(sent: Sent, by: number, now: number): boolean {
-    if (by === 0) return own(sent.paced[0]!).some((part) => this.counts(part, now))
-    const parts = own(sent.paced[0]!).filter((part) => this.counts(part, now))
+    const parts = own(sent.paced[0]!).filter((part) => this.counts(part, by, now))
+    if (by === 0) return parts.length > 0
     this.apply(parts, by, undefined, now)
     const changed = parts.some(({ cell }) => !cell.paces)
     if (changed) sent.amount += by
@@ -240,9 +240,9 @@ export class SharedMeter implements LimitMeter {
     return all
   }
 
-  /** Whether a change of it still means something. */
-  private counts({ at, cell, mark }: Part, now: number): boolean {
-    if (mark === -1 || cell.kind === "total") return true
+  /** Whether a change of it still means something. What is used beyond an estimate is a debt of a bucket, however late. */
+  private counts({ at, cell, mark }: Part, by: number, now: number): boolean {
+    if (mark === -1 || cell.kind === "total" || (cell.kind === "bucket" && by > 0)) return true
     return now - at < cell.length * (1 + 1 / 1024)
   }
 
