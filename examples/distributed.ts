@@ -9,19 +9,17 @@
  * It uses the Redis at REDIS_URL, or starts one of its own from the PATH. Exits with 1 when the provider refused anything,
  * a request was lost, or one was sent more often than can be explained.
  */
-import { NodeHttpServer, NodeRuntime } from "@effect/platform-node"
+import { NodeRuntime } from "@effect/platform-node"
 import { Effect, Layer, Schema } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import * as BullMq from "effect-llm-queue/BullMq"
 import * as QueueRedis from "effect-llm-queue/Redis"
 import { ProviderSimulator } from "effect-llm-queue/testing"
-import { FetchHttpClient, HttpClient, HttpClientRequest, HttpRouter, HttpServer } from "effect/http"
-import { type ChildProcess, fork, spawn, spawnSync } from "node:child_process"
-import { once } from "node:events"
-import { createServer } from "node:http"
-import { type AddressInfo, createServer as createSocket } from "node:net"
+import { FetchHttpClient, HttpClient, HttpClientRequest, HttpServer } from "effect/http"
+import { fork } from "node:child_process"
 import process from "node:process"
 import { fileURLToPath } from "node:url"
+import { Disappointing, findRedis, isOver, provider, told, until } from "./processes/processes.ts"
 
 const period = 2000
 /** Wide, so that this runs beside anything else. */
@@ -85,12 +83,6 @@ const call = Effect.fn("call")(function*(provider: string, model: string, prompt
   return { text }
 }, Effect.catchTag("HttpClientError", (error) => Effect.fail(new ProviderError({ message: error.message }))))
 
-const told = (what: "stop") =>
-  Effect.callback<void>((resume) => {
-    process.on("message", (message) => message === what && resume(Effect.void))
-    process.once("disconnect", () => resume(Effect.void))
-  })
-
 const say = (message: object) => Effect.sync(() => void process.send?.(message))
 
 const work = (job: Job) =>
@@ -129,48 +121,6 @@ const submit = (job: Job) =>
 // The one that starts them, kills some, and has the provider
 // ---------------------------------------------------------------------------------------------------------------
 
-const ProviderLive = HttpRouter.serve(ProviderSimulator.layerHttp, { disableLogger: true, disableListenLog: true })
-  .pipe(
-    Layer.provideMerge(ProviderSimulator.layer({
-      models: {
-        gpt: [{ dimension: "requests", limit: requests, period }, { dimension: "concurrent", limit: atOnce }],
-        "warm-up": []
-      },
-      serviceTime: { base: 150, perOutputToken: 2 }
-    })),
-    Layer.provideMerge(NodeHttpServer.layer(createServer, { host: "127.0.0.1", port: 0 }))
-  )
-
-const freePort = async () => {
-  const socket = createSocket().listen(0, "127.0.0.1")
-  await once(socket, "listening")
-  const { port } = socket.address() as AddressInfo
-  socket.close()
-  return port
-}
-
-/** The Redis that there is, or one of our own for as long as the scope is open. */
-const findRedis = Effect.gen(function*() {
-  const given = process.env["REDIS_URL"]
-  if (given !== undefined) return given
-  if (spawnSync("redis-server", ["--version"]).status !== 0) return undefined
-  const port = yield* Effect.promise(freePort)
-  const server = yield* Effect.acquireRelease(
-    Effect.sync(() =>
-      spawn("redis-server", ["--port", `${port}`, "--bind", "127.0.0.1", "--save", ""], {
-        stdio: ["ignore", "pipe", "inherit"]
-      })
-    ),
-    (server) => Effect.sync(() => void server.kill())
-  )
-  yield* Effect.callback<void>((resume) => {
-    server.stdout.on("data", (text: Buffer) => text.includes("Ready to accept") && resume(Effect.void))
-  })
-  return `redis://127.0.0.1:${port}`
-})
-
-class Disappointing extends Schema.TaggedError<Disappointing>()("Disappointing", { message: Schema.String }) {}
-
 interface Message {
   readonly ready?: true
   readonly ended?: string
@@ -191,8 +141,6 @@ const start = (job: Job) =>
     ({ child }) => Effect.sync(() => void child.kill("SIGKILL"))
   )
 
-const isOver = (child: ChildProcess) => child.exitCode !== null || child.signalCode !== null
-
 const main = Effect.gen(function*() {
   const redis = yield* findRedis
   if (redis === undefined) {
@@ -201,14 +149,8 @@ const main = Effect.gen(function*() {
     )
   }
   const simulator = yield* ProviderSimulator.ProviderSimulator
-  const provider = yield* HttpServer.addressFormattedWith((url) => Effect.succeed(url))
-  const common = { redis, provider, prefix: `example-${process.pid}` }
-  const until = (condition: () => boolean) =>
-    Effect.whileLoop({
-      while: () => !condition(),
-      body: () => Effect.sleep(20),
-      step: () => {}
-    })
+  const address = yield* HttpServer.addressFormattedWith((url) => Effect.succeed(url))
+  const common = { redis, provider: address, prefix: `example-${process.pid}` }
   const startWorker = (index: number) => start({ ...common, role: "worker", name: `worker ${index}` })
   const team = yield* Effect.forEach(Array.from({ length: workers }, (_, index) => index), startWorker)
   yield* until(() => team.every(({ child, did }) => did.isReady || isOver(child)))
@@ -247,7 +189,7 @@ const main = Effect.gen(function*() {
   if (books.refused > 0) return yield* new Disappointing({ message: `${books.refused} refused` })
   if (completed < all) return yield* new Disappointing({ message: `only ${completed} of ${all} completed` })
   if (arrivals.length - asked.size > kills * atOnce) return yield* new Disappointing({ message: "too much sent again" })
-}).pipe(Effect.scoped, Effect.provide(ProviderLive))
+}).pipe(Effect.scoped, Effect.provide(provider({ requests, period, atOnce, perRequest: 150 })))
 
 const [, , job] = process.argv
 

@@ -9,18 +9,16 @@
  * It uses the Redis at REDIS_URL, or starts one of its own from the PATH. Exits with 1 when the provider refused anything,
  * one that is alive had nothing, or much of what the limits allow was left.
  */
-import { NodeHttpServer, NodeRuntime } from "@effect/platform-node"
+import { NodeRuntime } from "@effect/platform-node"
 import { Effect, Layer, Schema } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import * as QueueRedis from "effect-llm-queue/Redis"
 import { ProviderSimulator } from "effect-llm-queue/testing"
-import { FetchHttpClient, HttpClient, HttpClientRequest, HttpRouter, HttpServer } from "effect/http"
-import { type ChildProcess, fork, spawn, spawnSync } from "node:child_process"
-import { once } from "node:events"
-import { createServer } from "node:http"
-import { type AddressInfo, createServer as createSocket } from "node:net"
+import { FetchHttpClient, HttpClient, HttpClientRequest, HttpServer } from "effect/http"
+import { fork } from "node:child_process"
 import process from "node:process"
 import { fileURLToPath } from "node:url"
+import { Disappointing, findRedis, isOver, provider, told, until } from "./processes/processes.ts"
 
 const period = 2500
 /** Wide, so that this runs beside anything else. */
@@ -71,12 +69,6 @@ type Message = "ready" | "sent" | "completed" | "refused"
 
 const say = (message: Message) => Effect.sync(() => void process.send?.(message))
 
-const told = (what: "go" | "stop") =>
-  Effect.callback<void>((resume) => {
-    process.on("message", (message) => message === what && resume(Effect.void))
-    process.once("disconnect", () => resume(Effect.void))
-  })
-
 const call = Effect.fn("call")(function*(provider: string, model: string, prompt: string) {
   const response = yield* HttpClientRequest.post(`${provider}/v1/chat/completions`).pipe(
     HttpClientRequest.bodyJsonUnsafe({ model, messages: [{ role: "user", content: prompt }], max_tokens: 30 }),
@@ -112,48 +104,6 @@ const work = (job: Job) =>
 // The one that starts them, and has the provider
 // ---------------------------------------------------------------------------------------------------------------
 
-const ProviderLive = HttpRouter.serve(ProviderSimulator.layerHttp, { disableLogger: true, disableListenLog: true })
-  .pipe(
-    Layer.provideMerge(ProviderSimulator.layer({
-      models: {
-        gpt: [{ dimension: "requests", limit: requests, period }, { dimension: "concurrent", limit: atOnce }],
-        "warm-up": []
-      },
-      serviceTime: { base: 100, perOutputToken: 2 }
-    })),
-    Layer.provideMerge(NodeHttpServer.layer(createServer, { host: "127.0.0.1", port: 0 }))
-  )
-
-const freePort = async () => {
-  const socket = createSocket().listen(0, "127.0.0.1")
-  await once(socket, "listening")
-  const { port } = socket.address() as AddressInfo
-  socket.close()
-  return port
-}
-
-/** The Redis that there is, or one of our own for as long as the scope is open. */
-const findRedis = Effect.gen(function*() {
-  const given = process.env["REDIS_URL"]
-  if (given !== undefined) return given
-  if (spawnSync("redis-server", ["--version"]).status !== 0) return undefined
-  const port = yield* Effect.promise(freePort)
-  const server = yield* Effect.acquireRelease(
-    Effect.sync(() =>
-      spawn("redis-server", ["--port", `${port}`, "--bind", "127.0.0.1", "--save", ""], {
-        stdio: ["ignore", "pipe", "inherit"]
-      })
-    ),
-    (server) => Effect.sync(() => void server.kill())
-  )
-  yield* Effect.callback<void>((resume) => {
-    server.stdout.on("data", (text: Buffer) => text.includes("Ready to accept") && resume(Effect.void))
-  })
-  return `redis://127.0.0.1:${port}`
-})
-
-class Disappointing extends Schema.TaggedError<Disappointing>()("Disappointing", { message: Schema.String }) {}
-
 const loads = [
   { name: "A", every: 0 },
   { name: "B", every: 0 },
@@ -172,8 +122,6 @@ const start = (job: Job) =>
     ({ child }) => Effect.sync(() => void child.kill("SIGKILL"))
   )
 
-const isOver = (child: ChildProcess) => child.exitCode !== null || child.signalCode !== null
-
 const main = Effect.gen(function*() {
   const redis = yield* findRedis
   if (redis === undefined) {
@@ -182,15 +130,9 @@ const main = Effect.gen(function*() {
     )
   }
   const simulator = yield* ProviderSimulator.ProviderSimulator
-  const provider = yield* HttpServer.addressFormattedWith((url) => Effect.succeed(url))
+  const address = yield* HttpServer.addressFormattedWith((url) => Effect.succeed(url))
   const prefix = `example:${process.pid}`
-  const processes = yield* Effect.forEach(loads, (load) => start({ ...load, redis, prefix, provider }))
-  const until = (condition: () => boolean) =>
-    Effect.whileLoop({
-      while: () => !condition(),
-      body: () => Effect.sleep(20),
-      step: () => {}
-    })
+  const processes = yield* Effect.forEach(loads, (load) => start({ ...load, redis, prefix, provider: address }))
   yield* until(() => processes.every(({ child, did }) => did.ready > 0 || isOver(child)))
 
   const begin = yield* simulator.now
@@ -227,7 +169,7 @@ const main = Effect.gen(function*() {
   )
   if (short !== undefined) return yield* new Disappointing({ message: `${short.name} has not got its share back` })
   if (utilisation < 0.8 * bound) return yield* new Disappointing({ message: `only ${utilisation} was used` })
-}).pipe(Effect.scoped, Effect.provide(ProviderLive))
+}).pipe(Effect.scoped, Effect.provide(provider({ requests, period, atOnce, perRequest: 100 })))
 
 const [, , job] = process.argv
 
