@@ -1,3 +1,4 @@
+import * as QueueError from "../QueueError.ts"
 import type { AnyRequest } from "./entry.ts"
 import type { RequestContext } from "./requestContext.ts"
 import * as settings from "./settings.ts"
@@ -25,8 +26,8 @@ const check = (problems: Array<string>, name: string, problem: string | undefine
 /** Reads what a request asks, with the context that it is in. What is wrong with it is added to `problems`. */
 export const ask = (
   config: settings.Settings,
-  { id, processingTimeout, timeout }: AnyRequest,
-  { deadline, priority, tenant }: RequestContext,
+  { id, params, processingTimeout, timeout, whenUnavailable }: AnyRequest,
+  { deadline, labels, priority, tenant }: RequestContext,
   wall: number,
   problems: Array<string>
 ): Asked => {
@@ -39,7 +40,11 @@ export const ask = (
     ? config.headStart
     : number(problems, "priority", settings.headStart(priority))
   if (tenant !== undefined) check(problems, "tenant", settings.checkId(tenant))
-  return {
+  if (whenUnavailable !== undefined && whenUnavailable !== "wait" && whenUnavailable !== "fail") {
+    problems.push(`whenUnavailable: expected "wait" or "fail", got ${settings.show(whenUnavailable)}`)
+  }
+  if (labels !== undefined) check(problems, "labels", settings.checkLabels(labels))
+  const asked = {
     tenant,
     headStart,
     timeout: Math.min(most, left),
@@ -48,4 +53,23 @@ export const ask = (
       ? config.processingTimeout
       : number(problems, "processingTimeout", settings.timeout(processingTimeout))
   }
+  for (const problem of config.checkParams(params)) problems.push(problem)
+  return asked
 }
+
+/** Why a request is not accepted whose deadline is over. */
+export const overdue = (
+  modelId: string,
+  requestId: string,
+  { hasDeadline, timeout }: Asked
+): QueueError.QueueTimeout | undefined =>
+  hasDeadline && timeout <= 0
+    ? new QueueError.QueueTimeout({
+      modelId,
+      requestId,
+      limit: "deadline",
+      timeoutMillis: timeout,
+      queueTimeMillis: 0,
+      processingTimeMillis: 0
+    })
+    : undefined

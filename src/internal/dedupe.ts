@@ -350,9 +350,7 @@ export const make = (
 
   /** What is wrong with a request that needs no call of its own, where the queue would have looked at it. */
   const problemsOf = (request: AnyRequest): ReadonlyArray<string> => {
-    const problems = [...config.checkParams(request.params)]
-    const labelProblem = request.labels === undefined ? undefined : settings.checkLabels(request.labels)
-    if (labelProblem !== undefined) problems.push(`labels: ${labelProblem}`)
+    const problems: Array<string> = []
     for (
       const name of [
         "estimatedInputTokens",

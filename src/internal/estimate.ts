@@ -1,3 +1,4 @@
+import * as QueueError from "../QueueError.ts"
 import type * as RateLimiter from "../RateLimiter.ts"
 import type * as TokenEstimator from "../TokenEstimator.ts"
 import { charge, countsTokens, moneyTolerance } from "./limitState.ts"
@@ -21,18 +22,21 @@ export interface Estimated extends RateLimiter.Cost {
   readonly observe: ((usage: RateLimiter.Tokens) => void) | undefined
 }
 
+/** What a request says about what it costs. */
+interface Figures {
+  readonly params?: unknown
+  readonly labels?: Readonly<Record<string, string>> | undefined
+  readonly estimatedInputTokens?: number | undefined
+  readonly estimatedCachedInputTokens?: number | undefined
+  readonly estimatedOutputTokens?: number | undefined
+  readonly maxOutputTokens?: number | undefined
+}
+
 /** What a request is charged until its usage is known. What is wrong with its own figures is added to `problems`. */
-export const estimate = (
+const estimate = (
   config: settings.Settings,
   estimator: TokenEstimator.Estimator,
-  request: {
-    readonly params?: unknown
-    readonly labels?: Readonly<Record<string, string>> | undefined
-    readonly estimatedInputTokens?: number | undefined
-    readonly estimatedCachedInputTokens?: number | undefined
-    readonly estimatedOutputTokens?: number | undefined
-    readonly maxOutputTokens?: number | undefined
-  },
+  request: Figures,
   problems: Array<string>
 ): Estimated => {
   const read = (name: string, value: unknown): number | undefined => {
@@ -113,8 +117,38 @@ const clamp = (
   return learned > most && measure(params).tokens <= most ? most : learned
 }
 
+/** What a request costs, unless something is wrong with it: `problems` of it, or what is larger than a limit. */
+export const costOf = (
+  config: settings.Settings,
+  estimator: TokenEstimator.Estimator,
+  request: Figures & { readonly id?: string | undefined; readonly tenant?: string | undefined },
+  problems: Array<string>
+): Estimated | QueueError.InvalidRequest | QueueError.RequestTooLarge => {
+  const { modelId } = config
+  const requestId = settings.nameOf(request.id ?? "")
+  const cost = estimate(config, estimator, request, problems)
+  if (problems.length > 0) return new QueueError.InvalidRequest({ modelId, requestId, problems })
+  const { tenant } = request
+  const large = config.tenantLimits === undefined
+    ? tooLarge(config.limits, cost)
+    : tooLarge(config.limits, cost, (limit) => config.mostOf(tenant, limit))
+      ?? tooLarge(config.limitsOf(tenant), cost)
+  if (large === undefined) return cost
+  return new QueueError.RequestTooLarge({
+    modelId,
+    requestId,
+    limitType: large.limit.type,
+    limit: large.limit.limit,
+    requested: large.requested,
+    estimated: charge(large.limit, {
+      inputTokens: cost.guessed.input ? cost.inputTokens : 0,
+      outputTokens: cost.guessed.output ? cost.outputTokens : 0
+    }) > 0
+  })
+}
+
 /** The first limit that could never admit the request, of which it can have no more than `mostOf` says. */
-export const tooLarge = (
+const tooLarge = (
   limits: ReadonlyArray<RateLimiter.Limit>,
   cost: RateLimiter.Cost,
   mostOf?: (limit: RateLimiter.Limit) => number

@@ -29,7 +29,7 @@ import type * as QueueRequest from "../QueueRequest.ts"
 import type * as QueueResponse from "../QueueResponse.ts"
 import type * as RateLimiter from "../RateLimiter.ts"
 import * as TokenEstimator from "../TokenEstimator.ts"
-import { ask } from "./asked.ts"
+import { ask, overdue } from "./asked.ts"
 import { DeadLetters } from "./deadLetters.ts"
 import {
   type AnyRequest,
@@ -53,7 +53,7 @@ import {
   waitingTime,
   withWaiters
 } from "./entry.ts"
-import { estimate, type Estimated, largestShare, tooLarge } from "./estimate.ts"
+import { costOf, largestShare } from "./estimate.ts"
 import { Heap } from "./heap.ts"
 import { charge, countsTokens, failsWhenExceeded, isAboutConcurrency } from "./limitState.ts"
 import * as listing from "./listing.ts"
@@ -619,33 +619,6 @@ export const make = Effect.fnUntraced(function*(
     return false
   }
 
-  /** What a request costs, unless something is wrong with it. */
-  const costOf = (
-    request: QueueRequest.EstimateOptions<unknown> & { readonly id?: string | undefined },
-    problems: Array<string>
-  ): Estimated | QueueError.InvalidRequest | QueueError.RequestTooLarge => {
-    const requestId = settings.nameOf(request.id ?? "")
-    const cost = estimate(config, estimator, request, problems)
-    if (problems.length > 0) return new QueueError.InvalidRequest({ modelId, requestId, problems })
-    const { tenant } = request
-    const large = config.tenantLimits === undefined
-      ? tooLarge(config.limits, cost)
-      : tooLarge(config.limits, cost, (limit) => config.mostOf(tenant, limit))
-        ?? tooLarge(config.limitsOf(tenant), cost)
-    if (large === undefined) return cost
-    return new QueueError.RequestTooLarge({
-      modelId,
-      requestId,
-      limitType: large.limit.type,
-      limit: large.limit.limit,
-      requested: large.requested,
-      estimated: charge(large.limit, {
-        inputTokens: cost.guessed.input ? cost.inputTokens : 0,
-        outputTokens: cost.guessed.output ? cost.outputTokens : 0
-      }) > 0
-    })
-  }
-
   /** Checks a request and makes its entry; nothing has changed if it is refused. */
   const prepare = (
     request: AnyRequest,
@@ -658,27 +631,13 @@ export const make = Effect.fnUntraced(function*(
       ? request
       : requestContext.within(inherited, request)
     const wall = clock.currentTimeMillisUnsafe()
-    const { hasDeadline, headStart, processingTimeout, tenant, timeout } = ask(config, request, context, wall, problems)
-    const { whenUnavailable } = request
-    if (whenUnavailable !== undefined && whenUnavailable !== "wait" && whenUnavailable !== "fail") {
-      problems.push(`whenUnavailable: expected "wait" or "fail", got ${settings.show(whenUnavailable)}`)
-    }
-    const labelProblem = context.labels === undefined ? undefined : settings.checkLabels(context.labels)
-    if (labelProblem !== undefined) problems.push(`labels: ${labelProblem}`)
-    for (const problem of config.checkParams(request.params)) problems.push(problem)
+    const asked = ask(config, request, context, wall, problems)
     let complete = context === request ? request : { ...request, ...context }
-    const cost = costOf(complete, problems)
+    const cost = costOf(config, estimator, complete, problems)
     if ("_tag" in cost) return cost
-    if (hasDeadline && timeout <= 0) {
-      return new QueueError.QueueTimeout({
-        modelId,
-        requestId: request.id,
-        limit: "deadline",
-        timeoutMillis: timeout,
-        queueTimeMillis: 0,
-        processingTimeMillis: 0
-      })
-    }
+    const late = overdue(modelId, request.id, asked)
+    if (late !== undefined) return late
+    const { hasDeadline, headStart, processingTimeout, tenant, timeout } = asked
     // A generated id was chosen by nobody: a request submitted again gets a new one.
     let { id } = request
     if (entries.has(id) && requestId.isGenerated(id)) {
@@ -1709,7 +1668,7 @@ export const make = Effect.fnUntraced(function*(
 
   /** What was guessed depends on the limits, and without any on tokens there is no guess. */
   const estimateAgain = (entry: Entry): QueueError.SubmitError | undefined => {
-    const cost = costOf(entry.request!, [])
+    const cost = costOf(config, estimator, entry.request!, [])
     if ("_tag" in cost) return cost
     if (entry.cost.guessed.input || entry.cost.guessed.output) scheduler.recount(entry, cost)
     return undefined
@@ -1990,7 +1949,7 @@ export const make = Effect.fnUntraced(function*(
           )
         }
         const labels = inherited.labels === undefined ? options.labels : { ...inherited.labels, ...options.labels }
-        const cost = costOf({ ...options, tenant, labels }, problems)
+        const cost = costOf(config, estimator, { ...options, tenant, labels }, problems)
         if ("_tag" in cost) return Effect.fail(cost)
         if (isEmptying && state === "open") return Effect.succeed(Duration.infinity)
         return predictedWait({ cost, earlier: undefined, tenant }, ahead({ headStart, tenant }, false))

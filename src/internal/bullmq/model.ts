@@ -14,9 +14,9 @@ import type * as QueueManager from "../../QueueManager.ts"
 import * as QueueRequest from "../../QueueRequest.ts"
 import type * as QueueResponse from "../../QueueResponse.ts"
 import * as TokenEstimator from "../../TokenEstimator.ts"
-import { ask } from "../asked.ts"
+import { ask, overdue } from "../asked.ts"
 import type { AnyModel, AnyRequest, Failure, Snapshot } from "../entry.ts"
-import { estimate, tooLarge } from "../estimate.ts"
+import { costOf } from "../estimate.ts"
 import type { Processor } from "../modelQueue.ts"
 import * as requestContext from "../requestContext.ts"
 import * as requestId from "../requestId.ts"
@@ -218,9 +218,6 @@ export const make = Effect.fnUntraced(function*(
     const at = now()
     // Deadlines are of the wall clock here; the store's may be another one.
     const asked = ask(config, request, context, clock.currentTimeMillisUnsafe(), problems)
-    const labelProblem = context.labels === undefined ? undefined : settings.checkLabels(context.labels)
-    if (labelProblem !== undefined) problems.push(`labels: ${labelProblem}`)
-    problems.push(...config.checkParams(request.params))
     if (request.dedupeKey !== undefined && request.dedupeKey !== false) {
       problems.push("dedupeKey: stored requests are told apart by their ids only; give equal ones the same id")
     }
@@ -230,34 +227,11 @@ export const make = Effect.fnUntraced(function*(
     } catch (error) {
       problems.push(`metadata: cannot be stored: ${settings.show(error)}`)
     }
-    const cost = problems.length > 0
-      ? undefined
-      : estimate(config, estimator, { ...request, labels: context.labels }, problems)
-    if (cost === undefined || problems.length > 0) {
-      return new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(request.id), problems })
-    }
-    const large = tooLarge(config.limits, cost)
-    if (large !== undefined) {
-      return new QueueError.RequestTooLarge({
-        modelId,
-        requestId: request.id,
-        limitType: large.limit.type,
-        limit: large.limit.limit,
-        requested: large.requested,
-        estimated: cost.guessed.input || cost.guessed.output
-      })
-    }
+    const cost = costOf(config, estimator, { ...request, ...context }, problems)
+    if ("_tag" in cost) return cost
+    const late = overdue(modelId, request.id, asked)
+    if (late !== undefined) return late
     const { hasDeadline, headStart, processingTimeout, tenant, timeout } = asked
-    if (timeout <= 0) {
-      return new QueueError.QueueTimeout({
-        modelId,
-        requestId: request.id,
-        limit: "deadline",
-        timeoutMillis: timeout,
-        queueTimeMillis: 0,
-        processingTimeMillis: 0
-      })
-    }
     const { estimatedCachedInputTokens, estimatedInputTokens, estimatedOutputTokens, maxOutputTokens } = request
     const data: Omit<stored.StoredRequest, "params"> = {
       version: 1,
