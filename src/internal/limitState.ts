@@ -60,6 +60,22 @@ export const keptPart = (
 export const countsTokens = ({ type }: RateLimiter.Limit): boolean =>
   type === "budget" || type === "tpm" || type === "tpd" || type === "itpm" || type === "otpm"
 
+/** What is used of a limit on what runs at one time. */
+export const usageOfPermits = ({ limit, type }: RateLimiter.Limit, used: number): RateLimiter.Usage => {
+  const available = Math.max(0, limit - used)
+  return {
+    type,
+    limit,
+    enforced: limit,
+    pausedFor: undefined,
+    timePeriod: undefined,
+    margin: Duration.zero,
+    used,
+    available,
+    timeUntilNextCapacity: available > 0 ? Duration.zero : undefined
+  }
+}
+
 /** Whether a refusal is for what runs at once: then no window is to be paused. */
 export const isAboutConcurrency = ({ types }: RateLimiter.Refusal): boolean =>
   types.length > 0 && types.every((type) => type === "concurrent")

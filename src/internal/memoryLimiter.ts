@@ -1,9 +1,8 @@
 import * as Clock from "effect/Clock"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
 import type * as RateLimiter from "../RateLimiter.ts"
-import { charge, type Charged, countsTokens, failsWhenExceeded, LimitState } from "./limitState.ts"
+import { charge, type Charged, countsTokens, failsWhenExceeded, LimitState, usageOfPermits } from "./limitState.ts"
 import { carry, type Generation, update } from "./limitUpdate.ts"
 import { complete, giveBack, observe, own, refuse, type Reservation, settle } from "./reservation.ts"
 import { type Tenant, TenantLimits } from "./tenantLimits.ts"
@@ -278,18 +277,7 @@ export const make = Effect.fnUntraced(function*(
       let index = 0
       return limits.map((limit): RateLimiter.Usage => {
         if (limit.timePeriod !== undefined) return generation.states[index++]!.usage(at)
-        const available = Math.max(0, permits - taken)
-        return {
-          type: limit.type,
-          limit: limit.limit,
-          enforced: limit.limit,
-          pausedFor: undefined,
-          timePeriod: undefined,
-          margin: Duration.zero,
-          used: taken,
-          available,
-          timeUntilNextCapacity: available > 0 ? Duration.zero : undefined
-        }
+        return usageOfPermits(limit, taken)
       })
     })
   }

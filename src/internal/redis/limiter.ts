@@ -6,9 +6,7 @@
  */
 import * as Clock from "effect/Clock"
 import * as Deferred from "effect/Deferred"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
-import * as Hash from "effect/Hash"
 import type * as Redis from "effect/persistence/Redis"
 import * as Queue from "effect/Queue"
 import * as Random from "effect/Random"
@@ -16,14 +14,14 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as QueueError from "../../QueueError.ts"
 import type * as RateLimiter from "../../RateLimiter.ts"
-import { charge, countsTokens, LimitState } from "../limitState.ts"
-import type { Generation } from "../limitUpdate.ts"
+import { charge, countsTokens, usageOfPermits } from "../limitState.ts"
 import * as reservations from "../reservation.ts"
 import * as time from "../time.ts"
-import { type Cell, permitsOf, year } from "./cells.ts"
+import type { Cell } from "./cells.ts"
+import { cellsOf, type Limits, ModelLimits, read as readLimits, type Shared } from "./limits.ts"
 import { type CellAt, Link, type List, list, longestPause, type Operation, type Problem } from "./link.ts"
 import { Share } from "./share.ts"
-import { type Granted, SharedMeter, type Told } from "./sharedMeter.ts"
+import type { Granted, Outbox, Told } from "./sharedMeter.ts"
 
 export interface Options {
   readonly prefix: string
@@ -53,26 +51,11 @@ interface Reservation extends reservations.Reservation {
   permits: Cell | undefined
 }
 
-interface Shared {
-  readonly state: LimitState
-  readonly meter: SharedMeter
-}
-
-/** The limits of one tenant, or of the model. */
-interface Limits {
-  readonly generation: Generation
-  readonly shared: ReadonlyArray<Shared>
-  readonly permits: Cell | undefined
-}
-
 /** For how long a claim holds whose process does not come when it is its turn. */
 const grace = 250
 /** How often a process that waits asks, if it is not called. */
 const poll = 1000
 const longestBeat = 5000
-/** Tenants whose limits are in memory. The server has what they used. */
-const mostTenants = 10_000
-
 /** What was let in without the server and is told at most: the latest. */
 const mostUntold = 20_000
 
@@ -119,9 +102,6 @@ export const make = Effect.fnUntraced(function*(
   let members = 1
   let conflict: QueueError.LimitConflict | undefined
   let counter = 0
-  /** How long what tenants use counts at most. */
-  const longest = [tenants?.others ?? [], ...Array.from(tenants?.byId.values() ?? [], ({ limits }) => limits)].flat()
-    .reduce((longest, { timePeriod = 0 }) => Math.max(longest, Math.min(timePeriod, year)), 0)
   /** The permits that are taken: whose they are does not matter. */
   const permits = new Set<string>()
   /** Reservations that hold something until they have ended. */
@@ -138,7 +118,7 @@ export const make = Effect.fnUntraced(function*(
     say: (indexOf) => cell === undefined ? operation : { ...operation, cell: indexOf(cell) }
   })
 
-  const outbox: ConstructorParameters<typeof SharedMeter>[3] = {
+  const outbox: Outbox = {
     effects: (id, effects, said) => {
       link.push({
         weight: 1,
@@ -179,68 +159,15 @@ export const make = Effect.fnUntraced(function*(
     warm: (cell) => link.push(say({ op: "warm" }, cell))
   }
 
-  const makeLimits = (limits: ReadonlyArray<RateLimiter.Limit>, prefix: string, ofTenant: boolean): Limits => {
-    const at = now()
-    const shared = limits.flatMap((limit): ReadonlyArray<Shared> => {
-      if (limit.timePeriod === undefined) return []
-      const meter = new SharedMeter(limit, prefix, margin, outbox)
-      const state = new LimitState(
-        limit,
-        () => clock.currentTimeMillisUnsafe(),
-        at,
-        () => random.nextDoubleUnsafe(),
-        meter
-      )
-      meter.held = () => state.held
-      return [{ state, meter }]
-    })
-    const concurrent = ofTenant ? limits.find(({ type }) => type === "concurrent") : undefined
-    return {
-      generation: { states: shared.map(({ state }) => state), next: undefined },
-      shared,
-      permits: concurrent === undefined ? undefined : permitsOf(concurrent.limit, prefix)
-    }
-  }
-
-  let limits = initial
-  let model = makeLimits(limits, "", false)
-  const mostPermits = () => limits.find(({ type }) => type === "concurrent")?.limit
-  const write = () =>
-    JSON.stringify(limits, (_, value: unknown) => value === Number.POSITIVE_INFINITY ? "Infinity" : value)
-  /** Of limits that are the same everywhere it is the same. */
-  const hash = (text: string) => `${Hash.string(text)}:${text.length}`
-  let written = write()
-  let config = hash(written)
-
-  const limitsOf = (id: string | undefined): ReadonlyArray<RateLimiter.Limit> =>
-    tenants === undefined ? [] : (id === undefined ? undefined : tenants.byId.get(id)?.limits) ?? tenants.others
-  const known = new Map<string | undefined, Limits>()
-  const tenantOf = (id: string | undefined): Limits | undefined => {
-    if (tenants === undefined) return undefined
-    const found = known.get(id)
-    if (found !== undefined) return found
-    const made = makeLimits(limitsOf(id), `tenant:${id === undefined ? "" : encodeURIComponent(id)}:`, true)
-    if (known.size >= mostTenants) known.delete(known.keys().next().value)
-    known.set(id, made)
-    return made
-  }
-
-  /** Whose a cell is. */
-  const owners = new WeakMap<Cell, Shared>()
-  const own = ({ shared }: Limits) => {
-    for (const each of shared) for (const cell of each.meter.cells) owners.set(cell, each)
-  }
-  own(model)
-
-  const cellsOf = ({ shared }: Limits): ReadonlyArray<Cell> => shared.flatMap(({ meter }) => meter.cells)
-  let cells = cellsOf(model)
-
-  const describe = (cell: Cell, wall: number): object => {
-    const owner = owners.get(cell)
-    return owner === undefined
-      ? cell.describe(0, 1, wall)
-      : cell.describe(owner.meter.enforced, owner.meter.largest, wall)
-  }
+  const limits = new ModelLimits({
+    limits: initial,
+    tenants,
+    margin,
+    outbox,
+    clock,
+    now,
+    random: () => random.nextDoubleUnsafe()
+  })
 
   // What the server says --------------------------------------------------------------------------------------------
 
@@ -250,11 +177,11 @@ export const make = Effect.fnUntraced(function*(
   ) => {
     if (epoch !== undefined && its !== epoch) { for (const each of replay()) link.push(each) }
     epoch = its
-    if (joined === config) joins = undefined
+    if (joined === limits.config) joins = undefined
     const at = now()
     // By name: there may be other limits since that was asked.
     const all = new Map(list(sync).map((told, index) => [cellAt(index + 1)!.name, told]))
-    for (const { meter, state } of model.shared) {
+    for (const { meter, state } of limits.model.shared) {
       const told = all.get(meter.cells[0]!.name)
       if (told === undefined) continue
       const [, , sent, lowered, pausedFor, age] = told
@@ -263,37 +190,9 @@ export const make = Effect.fnUntraced(function*(
     }
   }
 
-  const adopt = (next: ReadonlyArray<RateLimiter.Limit>): void => {
-    limits = next
-    written = write()
-    config = hash(written)
-    const before = model.shared
-    const made = makeLimits(next, "", false)
-    // What the provider has said about a limit that stays is kept.
-    const shared = made.shared.map((each) => {
-      const same = before.find(({ state }) =>
-        state.canFollow(each.state.limit) && state.limit.type === each.state.limit.type
-      )
-      if (same === undefined) {
-        const paused = before.find(({ state }) => state.limit.type === each.state.limit.type)?.state.pausedFor(now()) ??
-          0
-        if (paused > 0) each.state.heard({ sent: 0, lowered: 0, pausedFor: paused, isWarm: false }, now())
-        return each
-      }
-      same.state.follow(each.state.limit, now())
-      return same
-    })
-    model = { ...made, shared, generation: { states: shared.map(({ state }) => state), next: undefined } }
-    own(model)
-    cells = cellsOf(model)
-  }
-
   const follow = (text: string) => {
-    const next = JSON.parse(
-      text,
-      (_, value: unknown) => value === "Infinity" ? Number.POSITIVE_INFINITY : value
-    ) as ReadonlyArray<RateLimiter.Limit>
-    adopt(next)
+    const next = readLimits(text)
+    limits.adopt(next)
     Queue.offerUnsafe(changes, { _tag: "LimitsChanged", limits: next })
     return Effect.as(Effect.logInfo(`Another process has changed the limits of model ${modelId}`), [])
   }
@@ -318,7 +217,7 @@ export const make = Effect.fnUntraced(function*(
           joins = undefined
           return follow(theirs)
         }
-        conflict = new QueueError.LimitConflict({ modelId, ours: written, theirs, processes: others })
+        conflict = new QueueError.LimitConflict({ modelId, ours: limits.written, theirs, processes: others })
         return Effect.fail(conflict.message)
       }
       return Effect.fail("it has heard of later calls of this process")
@@ -330,7 +229,7 @@ export const make = Effect.fnUntraced(function*(
     return [
       beats(),
       say({ op: "hold", millis: patience }),
-      ...model.shared.flatMap(({ meter }): ReadonlyArray<Operation> => [
+      ...limits.model.shared.flatMap(({ meter }): ReadonlyArray<Operation> => [
         {
           weight: 1,
           say: (indexOf) => ({
@@ -346,9 +245,9 @@ export const make = Effect.fnUntraced(function*(
   }
 
   const joining = (): object => {
-    joined = joins === undefined ? undefined : config
+    joined = joins === undefined ? undefined : limits.config
     return joined === undefined ? {} : {
-      join: { limits: written, epoch: newId(), replace: joins === "replaces" }
+      join: { limits: limits.written, epoch: newId(), replace: joins === "replaces" }
     }
   }
 
@@ -358,12 +257,12 @@ export const make = Effect.fnUntraced(function*(
     commandTimeout,
     keys: keys.map((key) => `${root}:${key}`),
     keyOf: ({ name }) => `${root}:cell:${name}`,
-    cells: () => cells,
-    describe,
+    cells: () => limits.cells,
+    describe: (cell, wall) => limits.describe(cell, wall),
     header: () => ({
       pid: id,
       process: process.id,
-      config,
+      config: limits.config,
       epoch,
       lease,
       beat,
@@ -371,12 +270,9 @@ export const make = Effect.fnUntraced(function*(
       patience,
       poll,
       channel,
-      permits: mostPermits(),
+      permits: limits.permits,
       ...joining(),
-      ttl: Math.ceil(
-        2 * lease +
-          2 * Math.max(60_000, longest, ...cells.map(({ length }) => Number.isFinite(length) ? length : year))
-      )
+      ttl: Math.ceil(2 * lease + 2 * Math.max(60_000, limits.longest))
     }),
     heard,
     mend,
@@ -389,14 +285,11 @@ export const make = Effect.fnUntraced(function*(
 
   // Admission -------------------------------------------------------------------------------------------------------
 
-  const typeOf = (cell: Cell | undefined): RateLimiter.Type =>
-    (cell === undefined ? undefined : owners.get(cell)?.state.limit.type) ?? "concurrent"
-
   /** What this process knows that keeps a request back: what the provider has said. */
   const heldBack = (cost: RateLimiter.Cost, at: number): RateLimiter.Admission | undefined => {
     let last = at
     let by: RateLimiter.Type | undefined
-    for (const { state } of model.shared) {
+    for (const { state } of limits.model.shared) {
       const fits = state.fitsAt(charge(state.limit, cost), at)
       if (fits <= last) continue
       last = fits
@@ -432,15 +325,15 @@ export const make = Effect.fnUntraced(function*(
         if (late > margin) meter.redate(charged, late)
         return charged
       })
-    const limits = tenantOf(tenant)
+    const theirs = limits.tenantOf(tenant)
     const charged = charges(of)
-    const ofTenant = limits === undefined || limits.shared.length === 0
+    const ofTenant = theirs === undefined || theirs.shared.length === 0
       ? undefined
-      : { generation: limits.generation, charges: charges(limits) }
-    if ([...of.shared, ...limits?.shared ?? []].some(({ state }) => state.limit.chargedAt !== "dispatch")) {
+      : { generation: theirs.generation, charges: charges(theirs) }
+    if ([...of.shared, ...theirs?.shared ?? []].some(({ state }) => state.limit.chargedAt !== "dispatch")) {
       undated.add(id)
     }
-    const own = permit ? limits?.permits : undefined
+    const own = permit ? theirs?.permits : undefined
     if (own !== undefined) running.set(id, own)
     return {
       "~effect-llm-queue/Reservation": true,
@@ -470,7 +363,7 @@ export const make = Effect.fnUntraced(function*(
 
   /** Whether a request would fit sometime beside what this process holds: others end what they hold. */
   const isHeldByOthers = (cell: Cell, cost: RateLimiter.Cost): boolean => {
-    const owner = owners.get(cell)
+    const owner = limits.ownerOf(cell)
     if (owner === undefined || cell.kind === "total") return false
     const { meter, state: { held, limit } } = owner
     const amount = charge(limit, cost)
@@ -483,7 +376,7 @@ export const make = Effect.fnUntraced(function*(
   ): Effect.Effect<ReadonlyArray<RateLimiter.Admission>> => {
     const asked = Deferred.makeUnsafe<ReadonlyArray<RateLimiter.Admission>>()
     let began = 0
-    let of = model
+    let of = limits.model
     let ids: ReadonlyArray<string> = []
     let isGone = false
 
@@ -510,7 +403,7 @@ export const make = Effect.fnUntraced(function*(
       const candidate = candidates[admissions.length]!
       const isTenants = by > cellsOf(of).length
       if (exceeds !== undefined) {
-        const { limit } = owners.get(cell!)!.state
+        const { limit } = limits.ownerOf(cell!)!.state
         const excess: RateLimiter.Excess = {
           limit: limit.limit,
           timePeriod: limit.timePeriod!,
@@ -524,7 +417,7 @@ export const make = Effect.fnUntraced(function*(
       const told = wait(millis)
       const blocked = {
         _tag: "Blocked",
-        by: typeOf(cell),
+        by: limits.typeOf(cell),
         wait: told === Number.POSITIVE_INFINITY && cell !== undefined && isHeldByOthers(cell, candidate.cost)
           ? poll
           : told
@@ -535,18 +428,17 @@ export const make = Effect.fnUntraced(function*(
     link.push({
       weight: candidates.length,
       say: (indexOf) => {
-        of = model
+        of = limits.model
         began = now()
         ids = candidates.map(() => `${id}:${(counter++).toString(36)}`)
         return {
           op: "admit",
           heads: candidates.map(({ cost, tenant }, index) => {
-            const limits = tenantOf(tenant)
-            if (limits !== undefined) own(limits)
-            const tenantCells = limits === undefined ? [] : cellsOf(limits)
-            const theirs = limits === undefined ? [] : amounts(limits.shared, cost)
-            const parts = tenantCells.map((cell, index) => [indexOf(cell), theirs[index]])
-            if (permit && limits?.permits !== undefined) parts.push([indexOf(limits.permits), 1])
+            const theirs = limits.tenantOf(tenant)
+            const tenantCells = theirs === undefined ? [] : cellsOf(theirs)
+            const tenantAmounts = theirs === undefined ? [] : amounts(theirs.shared, cost)
+            const parts = tenantCells.map((cell, index) => [indexOf(cell), tenantAmounts[index]])
+            if (permit && theirs?.permits !== undefined) parts.push([indexOf(theirs.permits), 1])
             return { id: ids[index], permit: permit ? 1 : 0, a: amounts(of.shared, cost), own: parts }
           })
         }
@@ -579,7 +471,11 @@ export const make = Effect.fnUntraced(function*(
     permit: boolean
   ): ReadonlyArray<RateLimiter.Admission> => {
     const wall = () => clock.currentTimeMillisUnsafe()
-    share ??= new Share(limits, limitsOf, members, { now, wall, random: () => random.nextDoubleUnsafe() })
+    share ??= new Share(limits.all, (tenant) => limits.limitsOf(tenant), members, {
+      now,
+      wall,
+      random: () => random.nextDoubleUnsafe()
+    })
     const admissions: Array<RateLimiter.Admission> = []
     for (const candidate of candidates) {
       const at = now()
@@ -608,7 +504,7 @@ export const make = Effect.fnUntraced(function*(
     untold = []
     return [
       say({ op: "hold", millis: patience }),
-      ...model.shared.flatMap(({ meter, state }): ReadonlyArray<Operation> => {
+      ...limits.model.shared.flatMap(({ meter, state }): ReadonlyArray<Operation> => {
         const charged = told.flatMap(({ at, reservation: { charges, generation } }) => {
           const index = generation.states.findIndex(({ limit }) =>
             limit.type === state.limit.type && limit.timePeriod === state.limit.timePeriod
@@ -651,7 +547,7 @@ export const make = Effect.fnUntraced(function*(
         blocked = heldBack(candidate.cost, at)
         if (blocked !== undefined) break
         asked.push(candidate)
-        if (model.shared.some(({ state }) => state.goesAlone)) break
+        if (limits.model.shared.some(({ state }) => state.goesAlone)) break
       }
       if (asked.length === 0) {
         if (isWaiting) {
@@ -693,7 +589,7 @@ export const make = Effect.fnUntraced(function*(
   /** Tells the others how long the provider wants nothing. */
   const tellPauses = () => {
     const at = now()
-    for (const { meter, state } of model.shared) {
+    for (const { meter, state } of limits.model.shared) {
       if (state.pausedFor(at) === 0) continue
       link.push({
         weight: 1,
@@ -726,7 +622,7 @@ export const make = Effect.fnUntraced(function*(
         ? Effect.map(admitAll([{ cost, tenant }], permit), ([admission]) => admission!)
         : Effect.succeed<RateLimiter.Admission>({
           _tag: "Blocked",
-          by: limits[0]?.type ?? "concurrent",
+          by: limits.all[0]?.type ?? "concurrent",
           wait: Number.POSITIVE_INFINITY
         }),
     admitAll: (candidates) => admitAll(candidates, true),
@@ -740,21 +636,19 @@ export const make = Effect.fnUntraced(function*(
               : ahead.requests
             return meter.cells.map((cell) => [indexOf(cell), charge(limit, cost), before])
           })
-        const theirs = tenantOf(tenant)
-        if (theirs !== undefined) own(theirs)
-        return { op: "predict", earliest: ahead.returnedPart === 1, list: [...parts(model), ...parts(theirs)] }
+        const theirs = limits.tenantOf(tenant)
+        return { op: "predict", earliest: ahead.returnedPart === 1, list: [...parts(limits.model), ...parts(theirs)] }
       }, (answer) => {
         const at = now()
-        return Math.max(wait(answer), ...model.shared.map(({ state }) => state.pausedFor(at)))
+        return Math.max(wait(answer), ...limits.model.shared.map(({ state }) => state.pausedFor(at)))
       }),
     exceeds: (cost, tenant) => {
       let count = 0
-      return model.shared.some(({ state }) => state.limit.type === "budget") || tenants !== undefined
+      return limits.model.shared.some(({ state }) => state.limit.type === "budget") || tenants !== undefined
         ? question<RateLimiter.Excess | undefined>(undefined, (indexOf) => {
-          count = cells.length
-          const theirs = tenantOf(tenant)
-          if (theirs !== undefined) own(theirs)
-          const budgets = [...model.shared, ...theirs?.shared ?? []].filter(({ state: { limit } }) =>
+          count = limits.cells.length
+          const theirs = limits.tenantOf(tenant)
+          const budgets = [...limits.model.shared, ...theirs?.shared ?? []].filter(({ state: { limit } }) =>
             limit.type === "budget" && limit.onExceeded === "fail"
           )
           return {
@@ -767,7 +661,7 @@ export const make = Effect.fnUntraced(function*(
           const [index, used, millis] = list(answer as List<number>)
           const cell = index === undefined ? undefined : cellAt(index)
           if (cell === undefined || used === undefined) return undefined
-          const { limit } = owners.get(cell)!.state
+          const { limit } = limits.ownerOf(cell)!.state
           return {
             limit: limit.limit,
             timePeriod: limit.timePeriod!,
@@ -807,7 +701,7 @@ export const make = Effect.fnUntraced(function*(
     releasePermit: Effect.sync(releasePermit),
     update: (next) =>
       Effect.suspend(() => {
-        adopt(next)
+        limits.adopt(next)
         joins = "replaces"
         return question(undefined, () => ({ op: "hear" }), () => undefined)
       }),
@@ -820,27 +714,15 @@ export const make = Effect.fnUntraced(function*(
       const waits = list(read?.waits)
       let index = 0
       let first = 0
-      return limits.map((limit): RateLimiter.Usage => {
+      return limits.all.map((limit): RateLimiter.Usage => {
         if (limit.timePeriod !== undefined) {
-          const { meter, state } = model.shared[index++]!
+          const { meter, state } = limits.model.shared[index++]!
           meter.next = at + Math.max(0, ...meter.cells.map(() => wait(waits[first++])))
           const usage = state.usage(at)
           meter.next = undefined
           return usage
         }
-        const used = read?.permits ?? permits.size
-        const available = Math.max(0, limit.limit - used)
-        return {
-          type: limit.type,
-          limit: limit.limit,
-          enforced: limit.limit,
-          pausedFor: undefined,
-          timePeriod: undefined,
-          margin: Duration.zero,
-          used,
-          available,
-          timeUntilNextCapacity: available > 0 ? Duration.zero : undefined
-        }
+        return usageOfPermits(limit, read?.permits ?? permits.size)
       })
     }))
   }
