@@ -492,7 +492,16 @@ export const make = Effect.fnUntraced(function*(
       )
     })
 
+    let isClosing = false
+    // For another process, or for this one later.
+    const giveBack = Effect.fnUntraced(function*(job: StoredJob, token: string) {
+      yield* Effect.ignore(queue.ask(() => job.moveToWait(token)))
+      return yield* Effect.die(new WaitingError())
+    })
+
     const process = Effect.fnUntraced(function*(job: StoredJob, token: string) {
+      // A worker that is paused while it waits for something to come takes that still.
+      if (isClosing) return yield* giveBack(job, token)
       const taken: Taken = {
         id: idOf(job.id),
         dispatchedAt: undefined,
@@ -504,10 +513,7 @@ export const make = Effect.fnUntraced(function*(
       const ended = yield* Effect.ensuring(attempt(job, taken), Effect.sync(() => running.delete(job.id)))
       if (ended.status === "completed") return ended
       // Nobody has cancelled it but this process, which has no time for it, or has lost it: it is for another one.
-      if (ended.status === "cancelled" && !taken.isCancelled) {
-        yield* Effect.ignore(queue.ask(() => job.moveToWait(token)))
-        return yield* Effect.die(new WaitingError())
-      }
+      if (ended.status === "cancelled" && !taken.isCancelled) return yield* giveBack(job, token)
       const failure = new UnrecoverableError(JSON.stringify(ended))
       // It is stored, too, and says nothing.
       failure.stack = ""
@@ -525,6 +531,7 @@ export const make = Effect.fnUntraced(function*(
       (worker) =>
         Effect.gen(function*() {
           const { deadline, policy } = config.shutdown
+          isClosing = true
           const within = (promise: () => Promise<void>) =>
             Effect.ignore(Effect.interruptible(Effect.timeoutOption(Effect.tryPromise(promise), store.commandTimeout)))
           yield* within(() => worker.pause(true))
