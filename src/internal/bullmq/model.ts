@@ -225,6 +225,9 @@ export const make = Effect.fnUntraced(function*(
       problems.push("dedupeKey: stored requests are told apart by their ids only; give equal ones the same id")
     }
     const { metadata, whenUnavailable } = request
+    if (whenUnavailable !== undefined && whenUnavailable !== "wait" && whenUnavailable !== "fail") {
+      problems.push(`whenUnavailable: expected "wait" or "fail", got ${settings.show(whenUnavailable)}`)
+    }
     try {
       JSON.stringify(metadata)
     } catch (error) {
