@@ -388,9 +388,19 @@ export const make = Effect.fnUntraced(function*(
         ),
         unavailable(id)
       )
+      yield* interrupt(job.id)
       return true
     })
   }
+
+  /** What this process holds is not begun, or goes no further. */
+  const interrupt = (jobId: string) =>
+    Effect.suspend(() => {
+      const taken = running.get(jobId)
+      if (taken === undefined) return Effect.void
+      taken.isCancelled = true
+      return local.cancel(modelId, taken.id)
+    })
 
   /** Ends a request that its submitter waits for no longer, and not another one with its id. */
   const withdraw = (id: string, { submission }: stored.StoredRequest, error?: QueueError.SubmitError) =>
@@ -571,10 +581,7 @@ export const make = Effect.fnUntraced(function*(
     yield* Scope.addFinalizer(
       scope,
       Effect.sync(queue.onNotice((jobId) => {
-        const taken = running.get(jobId)
-        if (taken === undefined) return
-        taken.isCancelled = true
-        run(local.cancel(modelId, taken.id))
+        if (running.has(jobId)) run(interrupt(jobId))
       }))
     )
     yield* Scope.addFinalizer(
