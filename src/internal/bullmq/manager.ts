@@ -349,6 +349,8 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     drainQueue: Effect.fn("QueueManager.drainQueue")(function*(of: AnyModel | string) {
       const model = yield* modelOf(of)
       model.setDraining(true)
+      yield* readable(model.queue.ask((queue) => queue.resume()), undefined)
+      yield* local.setPaused(model.modelId, false)
       while (model.isDraining()) {
         if (yield* isEmpty(model)) return true
         yield* Effect.sleep(drained)
