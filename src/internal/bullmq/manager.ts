@@ -41,6 +41,9 @@ const mostListed = 10_000
 /** How often a queue that drains is looked at. */
 const drained = 200
 
+const shutDown = (modelId: string, requestId: string | undefined) =>
+  new QueueError.QueueShutdown({ modelId, requestId })
+
 const modelIdOf = (model: AnyModel | string): string => typeof model === "string" ? model : model.modelId
 
 export const make = Effect.fnUntraced(function*(options: models.Options, inMemory: QueueManager.Options) {
@@ -72,7 +75,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
       return opening.withPermit(Effect.suspend((): Effect.Effect<models.Model, Unopened> => {
         const found = opened.get(model.modelId)
         if (found !== undefined) return Effect.succeed(found)
-        if (!isOpen) return Effect.fail(new QueueError.QueueShutdown({ modelId: model.modelId, requestId: undefined }))
+        if (!isOpen) return Effect.fail(shutDown(model.modelId, undefined))
         const config = settings.resolve(model.modelId, model.definition, settings.defaultShutdown)
         if (!("modelId" in config)) {
           const modelId = settings.nameOf(model.modelId)
@@ -144,7 +147,9 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
       Effect.catchTag(open(request.model), "InvalidConfiguration", ({ modelId, problems }) =>
         Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(request.id), problems }))),
       (model) =>
-        model.submit(request)
+        Effect.suspend(() =>
+          isOpen ? model.submit(request) : Effect.fail(shutDown(model.modelId, request.id))
+        )
     )
 
   /** What the store answers in time; else there is nothing, which the log says. */
@@ -373,6 +378,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
           params: request.params,
           waitForCompletion: false
         })
+        if (!isOpen) return yield* shutDown(model.modelId, again.id)
         const data = yield* model.accept(again)
         yield* readable(model.queue.ask(() => letter.job.remove()), undefined)
         return model.pending(again.id, data)
