@@ -55,6 +55,9 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
   const registered = new Map<string, Scope.Closeable>()
   const opening = Semaphore.makeUnsafe(1)
   let isOpen = true
+  const defaultShutdown = settings.shutdown(inMemory.shutdown, settings.defaultShutdown, [])
+  /** Of all queues, while they are shut down together. */
+  let shutdown: QueueManager.Options["shutdown"]
 
   const local: models.Local = {
     register: (model, processor) => own.registerQueue(model, processor),
@@ -62,6 +65,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     cancel: (modelId, id) => Effect.ignore(inner.cancelRequest(modelId, id)),
     cancelWaiting: (modelId) => Effect.ignore(inner.cancelRequests(modelId, { status: "pending" })),
     setPaused: (modelId, isPaused) => Effect.ignore(isPaused ? inner.pauseQueue(modelId) : inner.resumeQueue(modelId)),
+    shutdown: () => shutdown,
     info: (modelId) => Effect.orElseSucceed(inner.getQueueInfo(modelId), () => undefined)
   }
 
@@ -76,7 +80,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
         const found = opened.get(model.modelId)
         if (found !== undefined) return Effect.succeed(found)
         if (!isOpen) return Effect.fail(shutDown(model.modelId, undefined))
-        const config = settings.resolve(model.modelId, model.definition, settings.defaultShutdown)
+        const config = settings.resolve(model.modelId, model.definition, defaultShutdown)
         if (!("modelId" in config)) {
           const modelId = settings.nameOf(model.modelId)
           return Effect.fail(new QueueError.InvalidConfiguration({ modelId, problems: config }))
@@ -266,17 +270,18 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     return listed.flat()
   })
 
-  const close = (shutdown: Effect.Effect<void>): Effect.Effect<void> =>
+  const close = (options: QueueManager.Options["shutdown"]): Effect.Effect<void> =>
     Effect.suspend(() => {
       isOpen = false
+      shutdown = options
       const scopes = new Set(registered.values())
       registered.clear()
       return Effect.andThen(
         Effect.forEach(scopes, (scope) => Scope.close(scope, Exit.void), { concurrency: "unbounded", discard: true }),
-        shutdown
+        inner.shutdownAll(options)
       )
     })
-  yield* Effect.addFinalizer(() => close(Effect.void))
+  yield* Effect.addFinalizer(() => close(undefined))
 
   const noStreams = (model: AnyModel) => ({
     modelId: settings.nameOf(modelIdOf(model)),
@@ -442,7 +447,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     updateTokenUsage: (...args: Parameters<Service["updateTokenUsage"]>) => inner.updateTokenUsage(...args),
     updateRateLimiters: (...args: Parameters<Service["updateRateLimiters"]>) => inner.updateRateLimiters(...args),
     changeLimit: (...args: Parameters<Service["changeLimit"]>) => inner.changeLimit(...args),
-    shutdownAll: (options?: QueueManager.Options["shutdown"]) => close(inner.shutdownAll(options)),
+    shutdownAll: close,
     events: inner.events
   })
   show(manager, inner)

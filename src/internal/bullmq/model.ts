@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { identity } from "effect/Function"
 import * as Scope from "effect/Scope"
+import type * as ModelConfig from "../../ModelConfig.ts"
 import * as QueueError from "../../QueueError.ts"
 import type * as QueueManager from "../../QueueManager.ts"
 import * as QueueRequest from "../../QueueRequest.ts"
@@ -35,6 +36,8 @@ export interface Local {
   readonly cancel: (modelId: string, id: string) => Effect.Effect<unknown>
   readonly cancelWaiting: (modelId: string) => Effect.Effect<unknown>
   readonly setPaused: (modelId: string, isPaused: boolean) => Effect.Effect<unknown>
+  /** What says how all queues of the process end, if something does. */
+  readonly shutdown: () => ModelConfig.Shutdown | undefined
   readonly info: (modelId: string) => Effect.Effect<QueueManager.QueueInfo | undefined>
 }
 
@@ -543,7 +546,7 @@ export const make = Effect.fnUntraced(function*(
       ),
       (worker) =>
         Effect.gen(function*() {
-          const { deadline, policy } = config.shutdown
+          const { deadline, policy } = settings.shutdown(local.shutdown(), config.shutdown, [])
           isClosing = true
           const within = (promise: () => Promise<void>) =>
             Effect.ignore(Effect.interruptible(Effect.timeoutOption(Effect.tryPromise(promise), store.commandTimeout)))
