@@ -118,12 +118,16 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     Effect.uninterruptible(Effect.gen(function*() {
       const outer = yield* Scope.Scope
       for (const { model, processor } of items) {
+        const config = settings.resolve(model.modelId, model.definition, defaultShutdown)
+        const problems = "modelId" in config ? [] : [...config]
+        if (typeof processor !== "function") problems.push("processor: expected a function of the request to an Effect")
+        if (problems.length > 0) {
+          return yield* new QueueError.InvalidConfiguration({ modelId: settings.nameOf(model.modelId), problems })
+        }
+      }
+      for (const { model } of items) {
         if (registered.has(model.modelId)) {
           return yield* new QueueError.ModelAlreadyRegistered({ modelId: model.modelId })
-        }
-        if (typeof processor !== "function") {
-          const problems = ["processor: expected a function of the request to an Effect"]
-          return yield* new QueueError.InvalidConfiguration({ modelId: model.modelId, problems })
         }
       }
       const mine = yield* Scope.make()
