@@ -227,7 +227,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
         : "open",
       capacity: model.config.capacity,
       depth: prioritized + waiting + paused + taken,
-      suspended: 0,
+      suspended: model.suspended(),
       running: Math.max(0, active - taken),
       completed,
       failed,

@@ -50,6 +50,9 @@ export interface Options {
   readonly maxCrashes: number
 }
 
+/** What is known of a request before it is written. */
+type Prepared = Omit<stored.StoredRequest, "params">
+
 /** A job that this process has taken. */
 interface Taken {
   readonly id: string
@@ -192,26 +195,49 @@ export const make = Effect.fnUntraced(function*(
     })
   })
 
-  /** Room in the queue, as far as it is known here. */
-  const room = (id: string): Effect.Effect<void, QueueError.QueueFull | QueueError.QueueUnavailable> =>
-    Effect.flatMap(Effect.mapError(readDepth, unavailable(id)), (count) => {
-      if (count < config.capacity) return Effect.void
-      if (config.strategy === "suspend") return Effect.andThen(Effect.sleep(counted), room(id))
-      if (config.strategy === "reject") {
-        return Effect.fail(new QueueError.QueueFull({ modelId, requestId: id, capacity: config.capacity }))
-      }
+  let suspended = 0
+  const isFull = (id: string) => new QueueError.QueueFull({ modelId, requestId: id, capacity: config.capacity })
+
+  /** Whether there is room in the queue, as far as it is known here. */
+  const hasRoom = (id: string): Effect.Effect<boolean, QueueError.QueueDraining | QueueError.QueueUnavailable> =>
+    Effect.flatMap(Effect.mapError(readDepth, unavailable(id)), (count) =>
+      isDraining
+        ? Effect.fail(new QueueError.QueueDraining({ modelId, requestId: id }))
+        : Effect.succeed(count < config.capacity))
+
+  /** Waits for room, for no longer than the request itself may wait. */
+  const awaitRoom = (
+    { id, waitForCompletion }: AnyRequest,
+    data: Prepared
+  ): Effect.Effect<void, QueueError.AcceptError> => {
+    const wait = Effect.suspend((): Effect.Effect<boolean, QueueError.AcceptError> => {
+      const left = data.expiresAt === undefined ? counted : data.expiresAt - now()
+      if (left > 0) return Effect.andThen(Effect.sleep(Math.min(counted, left)), hasRoom(id))
+      return Effect.fail(
+        waitForCompletion ? timedOut(id, data, { ...stored.noTimes, queued: now() - data.createdAt }) : isFull(id)
+      )
+    })
+    return Effect.acquireUseRelease(
+      Effect.sync(() => {
+        suspended++
+      }),
+      () => Effect.asVoid(Effect.repeat(wait, { until: (hasRoom) => hasRoom })),
+      () =>
+        Effect.sync(() => {
+          suspended--
+        })
+    )
+  }
+
+  const makeRoom = (request: AnyRequest, data: Prepared): Effect.Effect<void, QueueError.AcceptError> =>
+    Effect.flatMap(hasRoom(request.id), (hasRoom) => {
+      const { id } = request
+      if (hasRoom) return Effect.void
+      if (config.strategy === "suspend") return awaitRoom(request, data)
+      if (config.strategy === "reject") return Effect.fail(isFull(id))
       return queue.ask((queue) => queue.getJobs(["prioritized", "waiting"], 0, 0, true)).pipe(
         Effect.mapError(unavailable(id)),
-        Effect.flatMap(([oldest]) =>
-          oldest === undefined ? Effect.void : end(
-            oldest,
-            new QueueError.QueueFull({
-              modelId,
-              requestId: idOf(oldest.id),
-              capacity: config.capacity
-            })
-          )
-        )
+        Effect.flatMap(([oldest]) => oldest === undefined ? Effect.void : end(oldest, isFull(idOf(oldest.id))))
       )
     })
 
@@ -265,7 +291,7 @@ export const make = Effect.fnUntraced(function*(
       })
     }
     const { estimatedCachedInputTokens, estimatedInputTokens, estimatedOutputTokens, maxOutputTokens } = request
-    const data: Omit<stored.StoredRequest, "params"> = {
+    const data: Prepared = {
       version: 1,
       options: {
         estimatedCachedInputTokens,
@@ -295,7 +321,7 @@ export const make = Effect.fnUntraced(function*(
       if ("_tag" in prepared) return Effect.fail(prepared)
       if (isDraining) return Effect.fail(new QueueError.QueueDraining({ modelId, requestId: id }))
       return Effect.gen(function*() {
-        yield* room(id)
+        yield* makeRoom(request, prepared)
         const text = yield* Effect.mapError(codecs.params.encode(params), (error) =>
           new QueueError.InvalidRequest({
             modelId,
@@ -333,7 +359,7 @@ export const make = Effect.fnUntraced(function*(
 
   const timedOut = (
     id: string,
-    { createdAt, expiresAt, hasDeadline }: stored.StoredRequest,
+    { createdAt, expiresAt, hasDeadline }: Prepared,
     times: stored.StoredTimes
   ) =>
     new QueueError.QueueTimeout({
@@ -624,6 +650,7 @@ export const make = Effect.fnUntraced(function*(
     setDraining: (draining: boolean) => {
       isDraining = draining
     },
-    isDraining: () => isDraining
+    isDraining: () => isDraining,
+    suspended: () => suspended
   }
 })
