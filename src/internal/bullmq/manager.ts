@@ -20,7 +20,7 @@ import { show } from "../observer.ts"
 import * as settings from "../settings.ts"
 import type { StoredJob } from "./engine.ts"
 import * as models from "./model.ts"
-import { endOf, idOf } from "./queue.ts"
+import { idOf } from "./queue.ts"
 
 type Unopened = QueueError.InvalidConfiguration | QueueError.QueueUnavailable | QueueError.QueueShutdown
 
@@ -181,7 +181,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     )
     const at = model.now()
     const described = yield* Effect.forEach(
-      jobs.filter((job): job is StoredJob => job !== undefined && endOf(job) === undefined),
+      jobs.filter((job): job is StoredJob => job !== undefined && !model.isOver(job)),
       (job) => Effect.map(model.snapshot(job), (response) => ({ job, response }))
     )
     return yield* Effect.try({
@@ -337,7 +337,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
           const problems = [`priority: ${headStart}`]
           return yield* new QueueError.InvalidRequest({ modelId: model.modelId, requestId, problems })
         }
-        if (endOf(job) !== undefined || model.isTaken(job)) return false
+        if (model.isOver(job) || model.isTaken(job)) return false
         yield* readable(
           model.queue.ask(() =>
             job.updateData({ ...job.data, headStart }).then(() =>

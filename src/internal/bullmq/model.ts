@@ -122,10 +122,26 @@ export const make = Effect.fnUntraced(function*(
       (job) => job === undefined ? Effect.fail(notFound(id)) : Effect.succeed(job)
     )
 
+  /** Whether its time is over, and nobody has been there to say so. */
+  const isExpired = (job: StoredJob): boolean => {
+    const { expiresAt } = job.data
+    return expiresAt !== undefined && expiresAt <= now() && !isTaken(job)
+  }
+
+  const isOver = (job: StoredJob): boolean => endOf(job) !== undefined || isExpired(job)
+
   const snapshot = (job: StoredJob): Effect.Effect<Snapshot> => {
     const id = idOf(job.id)
     const end = endOf(job)
     if (end !== undefined) return respond(id, job.data, end)
+    if (isExpired(job)) {
+      const times = { ...stored.noTimes, queued: job.data.expiresAt! - job.data.createdAt }
+      return Effect.succeed({
+        ...stored.baseOf(modelId, id, job.data, times),
+        status: "failed",
+        cause: Cause.fail(timedOut(id, job.data, times))
+      })
+    }
     const taken = running.get(job.id)
     const isRunning = taken === undefined ? isTaken(job) : taken.dispatchedAt !== undefined
     const at = now()
@@ -179,8 +195,23 @@ export const make = Effect.fnUntraced(function*(
   const respond = (id: string, data: stored.StoredRequest, end: stored.StoredEnd): Effect.Effect<Snapshot> =>
     stored.responseOf(codecs, stored.baseOf(modelId, id, data, end), end)
 
+  /** Until its time is over: nobody else may be there to say so. */
+  const inTime = (id: string) => (ended: Effect.Effect<stored.StoredEnd>, data: stored.StoredRequest) => {
+    const { expiresAt } = data
+    return expiresAt === undefined ? ended : Effect.raceFirst(
+      ended,
+      Effect.andThen(
+        Effect.sleep(Math.max(0, expiresAt - now())),
+        Effect.suspend(() => {
+          const error = timedOut(id, data, { ...stored.noTimes, queued: now() - data.createdAt })
+          return Effect.andThen(Effect.ignore(withdraw(id, data, error)), Effect.fail(error))
+        })
+      )
+    )
+  }
+
   const awaitCompletion = (id: string) =>
-    awaitEnd(id, Effect.map(find(id), (job) => ({ data: job.data, end: endOf(job) })))
+    awaitEnd(id, Effect.map(find(id), (job) => ({ data: job.data, end: endOf(job) })), inTime(id))
 
   // Submission -----------------------------------------------------------------------------------------------------
 
@@ -380,21 +411,11 @@ export const make = Effect.fnUntraced(function*(
     if (!request.waitForCompletion) return Effect.map(accept(request), (data) => pending(request.id, data))
     const { id } = request
     const accepted = Effect.map(accept(request), (data) => ({ data, end: undefined }))
-    return awaitEnd(id, accepted, (ended, data) => {
-      const { expiresAt } = data
-      // Nobody else may be there to say that its time is over.
-      const inTime = expiresAt === undefined ? ended : Effect.raceFirst(
-        ended,
-        Effect.andThen(
-          Effect.sleep(Math.max(0, expiresAt - now())),
-          Effect.suspend(() => {
-            const error = timedOut(id, data, { ...stored.noTimes, queued: now() - data.createdAt })
-            return Effect.andThen(Effect.ignore(withdraw(id, data, error)), Effect.fail(error))
-          })
-        )
-      )
-      return Effect.onInterrupt(inTime, () => Effect.ignore(withdraw(id, data)))
-    })
+    return awaitEnd(
+      id,
+      accepted,
+      (ended, data) => Effect.onInterrupt(inTime(id)(ended, data), () => Effect.ignore(withdraw(id, data)))
+    )
   }
 
   // Cancellation ---------------------------------------------------------------------------------------------------
@@ -402,7 +423,7 @@ export const make = Effect.fnUntraced(function*(
   /** Ends a request before its time. `false` when it has ended. */
   const end = (job: StoredJob, error?: QueueError.SubmitError): Effect.Effect<boolean, QueueError.QueueUnavailable> => {
     const id = idOf(job.id)
-    if (endOf(job) !== undefined) return Effect.succeed(false)
+    if (endOf(job) !== undefined || (error === undefined && isExpired(job))) return Effect.succeed(false)
     return Effect.gen(function*() {
       const early = error === undefined
         ? undefined
@@ -643,6 +664,7 @@ export const make = Effect.fnUntraced(function*(
     awaitCompletion,
     cancel,
     end,
+    isOver,
     isTaken,
     unavailable,
     notFound,
