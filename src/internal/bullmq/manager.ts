@@ -340,9 +340,11 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
         if (model.isOver(job) || model.isTaken(job)) return false
         yield* readable(
           model.queue.ask(() =>
-            job.updateData({ ...job.data, headStart }).then(() =>
-              job.changePriority({ priority: model.priorityOf(job.data.createdAt, headStart) })
-            )
+            job.updateData({
+              ...job.data,
+              headStart,
+              options: { ...job.data.options, priority: headStart / 1000 }
+            }).then(() => job.changePriority({ priority: model.priorityOf(job.data.createdAt, headStart) }))
           ),
           undefined
         )

@@ -56,6 +56,8 @@ type Prepared = Omit<stored.StoredRequest, "params">
 /** A job that this process has taken. */
 interface Taken {
   readonly id: string
+  /** As it was given, and not the place in the order here. */
+  readonly priority: ModelConfig.Priority | undefined
   dispatchedAt: number | undefined
   attempts: number
   processed: number
@@ -331,6 +333,7 @@ export const make = Effect.fnUntraced(function*(
         labels: context.labels,
         maxOutputTokens,
         metadata,
+        priority: context.priority,
         tenant,
         whenUnavailable
       },
@@ -338,6 +341,9 @@ export const make = Effect.fnUntraced(function*(
       createdAt: at,
       expiresAt: Number.isFinite(timeout) ? at + timeout : undefined,
       hasDeadline,
+      deadline: context.deadline === undefined
+        ? undefined
+        : Number(settings.instant(context.deadline)) + queue.offset(),
       processingTimeout: Number.isFinite(processingTimeout) ? processingTimeout : undefined,
       submission: requestId.generate()
     }
@@ -489,7 +495,13 @@ export const make = Effect.fnUntraced(function*(
         const began = now()
         taken.dispatchedAt ??= began
         taken.attempts++
-        return Effect.onExit(processor(request), () =>
+        const { priority } = taken
+        const processed = Effect.updateService(
+          processor({ ...request, priority }),
+          requestContext.CurrentRequestContext,
+          (context) => ({ ...context, priority })
+        )
+        return Effect.onExit(processed, () =>
           Effect.sync(() => {
             taken.processed += now() - began
           }))
@@ -534,6 +546,7 @@ export const make = Effect.fnUntraced(function*(
         // In the order in which they were submitted, not taken.
         priority: Math.max(-86_400, Math.min(86_400, (data.headStart + now() - data.createdAt) / 1000)),
         timeout: left,
+        deadline: data.deadline === undefined ? undefined : data.deadline - queue.offset(),
         processingTimeout: data.processingTimeout
       })
       const exit = yield* Effect.exit(local.submit(request))
@@ -567,6 +580,7 @@ export const make = Effect.fnUntraced(function*(
       if (isClosing) return yield* giveBack(job, token)
       const taken: Taken = {
         id: idOf(job.id),
+        priority: job.data.options.priority,
         dispatchedAt: undefined,
         attempts: 0,
         processed: 0,
