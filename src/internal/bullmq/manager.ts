@@ -292,6 +292,17 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     problems: ["a stream cannot be stored: register its model in a queue in memory"]
   })
 
+  /** What is too large is told by the limits as they are. */
+  const setLimits = (
+    of: AnyModel | string,
+    resolve: (limited: settings.Settings) => ReturnType<typeof settings.resolveUpdate>
+  ) =>
+    Effect.sync(() => {
+      const model = opened.get(modelIdOf(of))
+      const resolved = model === undefined ? undefined : resolve(model.limited())
+      if (resolved !== undefined && "limits" in resolved) model?.setLimits(resolved.limits)
+    })
+
   const manager = typed({
     registerQueue: (model: AnyModel, processor: Processor) => register([{ model, processor }]),
     registerAllQueues: (items: ReadonlyArray<AnyModel | Registration>, processor?: Processor) =>
@@ -451,8 +462,16 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     ),
     getRegisteredModels: Effect.sync(() => isOpen ? Array.from(registered.keys()) : []),
     updateTokenUsage: (...args: Parameters<Service["updateTokenUsage"]>) => inner.updateTokenUsage(...args),
-    updateRateLimiters: (...args: Parameters<Service["updateRateLimiters"]>) => inner.updateRateLimiters(...args),
-    changeLimit: (...args: Parameters<Service["changeLimit"]>) => inner.changeLimit(...args),
+    updateRateLimiters: (...args: Parameters<Service["updateRateLimiters"]>) =>
+      Effect.tap(
+        inner.updateRateLimiters(...args),
+        () => setLimits(args[0], (limited) => settings.resolveUpdate(args[1], limited))
+      ),
+    changeLimit: (...args: Parameters<Service["changeLimit"]>) =>
+      Effect.tap(
+        inner.changeLimit(...args),
+        () => setLimits(args[0], (limited) => settings.resolveChange(args[1], limited))
+      ),
     shutdownAll: close,
     events: inner.events
   })

@@ -90,6 +90,8 @@ export const make = Effect.fnUntraced(function*(
 ) {
   const { codec, lock, maxCrashes, store, takeAhead } = options
   const { modelId } = config
+  /** With the limits that this process has changed, if it has. */
+  let limited = config
   const codecs = stored.codecsOf(model.definition, codec)
   if (codecs === undefined || config.isStream) {
     const problems = [
@@ -297,11 +299,11 @@ export const make = Effect.fnUntraced(function*(
     }
     const cost = problems.length > 0
       ? undefined
-      : estimate(config, estimator, { ...request, labels: context.labels }, problems)
+      : estimate(limited, estimator, { ...request, labels: context.labels }, problems)
     if (cost === undefined || problems.length > 0) {
       return new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(request.id), problems })
     }
-    const large = tooLarge(config.limits, cost)
+    const large = tooLarge(limited.limits, cost)
     if (large !== undefined) {
       return new QueueError.RequestTooLarge({
         modelId,
@@ -488,6 +490,7 @@ export const make = Effect.fnUntraced(function*(
         retention: { count: 0 }
       }
     }
+    limited = config
     yield* local.register(mine, (request) =>
       Effect.suspend(() => {
         const taken = running.get(jobIdOf(request.id))
@@ -687,6 +690,10 @@ export const make = Effect.fnUntraced(function*(
       isDraining = draining
     },
     isDraining: () => isDraining,
+    limited: () => limited,
+    setLimits: (limits: settings.Settings["limits"]) => {
+      limited = { ...config, limits }
+    },
     suspended: () => suspended
   }
 })
