@@ -20,7 +20,7 @@ import { show } from "../observer.ts"
 import * as settings from "../settings.ts"
 import type { StoredJob } from "./engine.ts"
 import * as models from "./model.ts"
-import { idOf } from "./queue.ts"
+import { endOf, idOf } from "./queue.ts"
 
 type Unopened = QueueError.InvalidConfiguration | QueueError.QueueUnavailable | QueueError.QueueShutdown
 
@@ -247,23 +247,29 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     )
 
   const letters = Effect.fnUntraced(function*(model: models.Model) {
-    const { letterCount } = model.config
+    const { letterCount, retainCount } = model.config
     if (letterCount === 0) return []
-    const jobs = yield* readable(model.queue.ask((queue) => queue.getJobs(["failed"], 0, letterCount - 1, false)), [])
+    // Those that were cancelled are among them.
+    const most = Math.min(mostListed, Math.max(letterCount, retainCount))
+    const jobs = yield* readable(model.queue.ask((queue) => queue.getJobs(["failed"], 0, most - 1, false)), [])
     const listed = yield* Effect.forEach(
-      jobs.filter((job) => job !== undefined).toReversed(),
+      jobs.filter((job): job is StoredJob => job !== undefined && endOf(job)?.status === "failed")
+        .slice(0, letterCount)
+        .toReversed(),
       Effect.fnUntraced(function*(job) {
         const response = yield* model.snapshot(job)
         const params = yield* Effect.exit(model.codecs.params.decode(job.data.params))
         if (response.status !== "failed" || Exit.isFailure(params)) return []
-        const { headStart, options } = job.data
+        const { createdAt, expiresAt, hasDeadline, headStart, options, processingTimeout } = job.data
         return [{
           requestId: response.requestId,
           request: QueueRequest.make(model.model as AnyRequest["model"], {
             ...options,
             id: response.requestId,
             params: params.value,
-            priority: headStart / 1000
+            priority: headStart / 1000,
+            timeout: expiresAt === undefined || hasDeadline ? undefined : expiresAt - createdAt,
+            processingTimeout
           }),
           response,
           failedAt: job.finishedOn ?? clock.currentTimeMillisUnsafe(),
@@ -273,6 +279,15 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     )
     return listed.flat()
   })
+
+  /** What is known about its end stays, as long as ends are kept; its parameters do not. */
+  const discard = (model: models.Model, job: StoredJob) =>
+    readable(
+      model.queue.ask(() =>
+        model.config.retainCount === 0 ? job.remove() : job.updateData({ ...job.data, params: "" })
+      ),
+      undefined
+    )
 
   const close = (options: QueueManager.Options["shutdown"]): Effect.Effect<void> =>
     Effect.suspend(() => {
@@ -402,7 +417,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
         })
         if (!isOpen) return yield* shutDown(model.modelId, again.id)
         const data = yield* model.accept(again)
-        yield* readable(model.queue.ask(() => letter.job.remove()), undefined)
+        yield* discard(model, letter.job)
         return model.pending(again.id, data)
       }
     ),
@@ -410,7 +425,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
       function*(of: AnyModel | string, requestIds?: ReadonlyArray<string>) {
         const model = yield* modelOf(of)
         const chosen = (yield* letters(model)).filter(({ requestId }) => requestIds?.includes(requestId) ?? true)
-        for (const { job } of chosen) yield* readable(model.queue.ask(() => job.remove()), undefined)
+        for (const { job } of chosen) yield* discard(model, job)
         return chosen.length
       }
     ),
