@@ -77,6 +77,8 @@ const priorityOf = (createdAt: number, headStart: number): number =>
 const seconds = (millis: number): number | undefined =>
   Number.isFinite(millis) ? Math.max(1, Math.ceil(millis / 1000)) : undefined
 
+/** How many that are over, and wait to be taken, may be before the one that is dropped. */
+const mostOver = 100
 /** How often the depth is asked for. */
 const counted = 100
 
@@ -270,9 +272,12 @@ export const make = Effect.fnUntraced(function*(
       if (hasRoom) return Effect.void
       if (config.strategy === "suspend") return awaitRoom(request, data)
       if (config.strategy === "reject") return Effect.fail(isFull(id))
-      return queue.ask((queue) => queue.getJobs(["prioritized", "waiting"], 0, 0, true)).pipe(
+      return queue.ask((queue) => queue.getJobs(["prioritized", "waiting"], 0, mostOver, true)).pipe(
         Effect.mapError(unavailable(id)),
-        Effect.flatMap(([oldest]) => oldest === undefined ? Effect.void : end(oldest, isFull(idOf(oldest.id))))
+        Effect.flatMap((jobs) => {
+          const oldest = jobs.find((job) => job !== undefined && !isOver(job))
+          return oldest === undefined ? Effect.void : end(oldest, isFull(idOf(oldest.id)))
+        })
       )
     })
 
