@@ -161,8 +161,10 @@ export const make = Effect.fnUntraced(function*(
     return Effect.succeed({ ...base, status: isRunning ? "processing" : "pending" })
   }
 
-  const isTaken = ({ finishedOn, processedOn }: StoredJob): boolean =>
-    typeof processedOn === "number" && typeof finishedOn !== "number"
+  const isTaken = ({ finishedOn, processedOn, progress }: StoredJob): boolean =>
+    typeof processedOn === "number"
+    && typeof finishedOn !== "number"
+    && !(typeof progress === "object" && progress !== null && "back" in progress && progress.back === processedOn)
 
   /** What waiters are told at the end of a request. */
   const told = (response: Snapshot): Effect.Effect<QueueResponse.Completed<unknown>, Failure> => {
@@ -442,12 +444,13 @@ export const make = Effect.fnUntraced(function*(
         ? undefined
         : yield* stored.endOf(codecs, Exit.fail(error), { ...stored.noTimes, queued: now() - job.data.createdAt })
       const data = { ...job.data, cancelledAt: now(), early }
+      const waits = !isTaken(job)
       yield* Effect.mapError(
         queue.ask(() =>
           job.updateData(data)
             // Who holds it interrupts it; else the next that takes one takes it, and ends it at once.
             .then(() => job.updateProgress({ cancel: true }))
-            .then(() => isTaken(job) ? undefined : job.changePriority({ priority: 1 }))
+            .then(() => waits ? job.changePriority({ priority: 1 }) : undefined)
         ),
         unavailable(id)
       )
@@ -579,6 +582,8 @@ export const make = Effect.fnUntraced(function*(
     let isClosing = false
     // For another process, or for this one later.
     const giveBack = Effect.fnUntraced(function*(job: StoredJob, token: string) {
+      // When it was taken stays at the job.
+      yield* Effect.ignore(queue.ask(() => job.updateProgress({ back: job.processedOn })))
       yield* Effect.ignore(queue.ask(() => job.moveToWait(token)))
       return yield* Effect.die(new WaitingError())
     })
