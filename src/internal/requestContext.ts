@@ -31,7 +31,7 @@ export const within = (inherited: RequestContext, request: RequestContext): Requ
     tenant: tenant ?? inherited.tenant,
     deadline: deadline === undefined ? inherited.deadline : settings.earlier(inherited.deadline, deadline),
     // What is no object of strings is named as it is.
-    labels: typeof labels === "object" && labels !== null
+    labels: typeof labels === "object" && labels !== null && !Array.isArray(labels)
       ? { ...inherited.labels, ...labels }
       : labels ?? inherited.labels
   }

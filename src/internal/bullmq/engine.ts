@@ -18,6 +18,7 @@ export interface StoredJob {
   readonly finishedOn?: number | null | undefined
   readonly processedOn?: number | null | undefined
   readonly failedReason?: string | null | undefined
+  readonly progress?: unknown
   readonly returnvalue: StoredEnd | null
   readonly stalledCounter: number
   readonly updateData: (data: StoredRequest) => Promise<void>

@@ -41,6 +41,9 @@ const mostListed = 10_000
 /** How often a queue that drains is looked at. */
 const drained = 200
 
+const shutDown = (modelId: string, requestId: string | undefined) =>
+  new QueueError.QueueShutdown({ modelId, requestId })
+
 const modelIdOf = (model: AnyModel | string): string => typeof model === "string" ? model : model.modelId
 
 export const make = Effect.fnUntraced(function*(options: models.Options, inMemory: QueueManager.Options) {
@@ -52,6 +55,9 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
   const registered = new Map<string, Scope.Closeable>()
   const opening = Semaphore.makeUnsafe(1)
   let isOpen = true
+  const defaultShutdown = settings.shutdown(inMemory.shutdown, settings.defaultShutdown, [])
+  /** Of all queues, while they are shut down together. */
+  let shutdown: QueueManager.Options["shutdown"]
 
   const local: models.Local = {
     register: (model, processor) => own.registerQueue(model, processor),
@@ -59,6 +65,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     cancel: (modelId, id) => Effect.ignore(inner.cancelRequest(modelId, id)),
     cancelWaiting: (modelId) => Effect.ignore(inner.cancelRequests(modelId, { status: "pending" })),
     setPaused: (modelId, isPaused) => Effect.ignore(isPaused ? inner.pauseQueue(modelId) : inner.resumeQueue(modelId)),
+    shutdown: () => shutdown,
     info: (modelId) => Effect.orElseSucceed(inner.getQueueInfo(modelId), () => undefined)
   }
 
@@ -72,8 +79,8 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
       return opening.withPermit(Effect.suspend((): Effect.Effect<models.Model, Unopened> => {
         const found = opened.get(model.modelId)
         if (found !== undefined) return Effect.succeed(found)
-        if (!isOpen) return Effect.fail(new QueueError.QueueShutdown({ modelId: model.modelId, requestId: undefined }))
-        const config = settings.resolve(model.modelId, model.definition, settings.defaultShutdown)
+        if (!isOpen) return Effect.fail(shutDown(model.modelId, undefined))
+        const config = settings.resolve(model.modelId, model.definition, defaultShutdown)
         if (!("modelId" in config)) {
           const modelId = settings.nameOf(model.modelId)
           return Effect.fail(new QueueError.InvalidConfiguration({ modelId, problems: config }))
@@ -111,12 +118,16 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     Effect.uninterruptible(Effect.gen(function*() {
       const outer = yield* Scope.Scope
       for (const { model, processor } of items) {
+        const config = settings.resolve(model.modelId, model.definition, defaultShutdown)
+        const problems = "modelId" in config ? [] : [...config]
+        if (typeof processor !== "function") problems.push("processor: expected a function of the request to an Effect")
+        if (problems.length > 0) {
+          return yield* new QueueError.InvalidConfiguration({ modelId: settings.nameOf(model.modelId), problems })
+        }
+      }
+      for (const { model } of items) {
         if (registered.has(model.modelId)) {
           return yield* new QueueError.ModelAlreadyRegistered({ modelId: model.modelId })
-        }
-        if (typeof processor !== "function") {
-          const problems = ["processor: expected a function of the request to an Effect"]
-          return yield* new QueueError.InvalidConfiguration({ modelId: model.modelId, problems })
         }
       }
       const mine = yield* Scope.make()
@@ -144,7 +155,9 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
       Effect.catchTag(open(request.model), "InvalidConfiguration", ({ modelId, problems }) =>
         Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(request.id), problems }))),
       (model) =>
-        model.submit(request)
+        Effect.suspend(() =>
+          isOpen ? model.submit(request) : Effect.fail(shutDown(model.modelId, request.id))
+        )
     )
 
   /** What the store answers in time; else there is nothing, which the log says. */
@@ -168,7 +181,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     )
     const at = model.now()
     const described = yield* Effect.forEach(
-      jobs.filter((job): job is StoredJob => job !== undefined && endOf(job) === undefined),
+      jobs.filter((job): job is StoredJob => job !== undefined && !model.isOver(job)),
       (job) => Effect.map(model.snapshot(job), (response) => ({ job, response }))
     )
     return yield* Effect.try({
@@ -214,7 +227,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
         : "open",
       capacity: model.config.capacity,
       depth: prioritized + waiting + paused + taken,
-      suspended: 0,
+      suspended: model.suspended(),
       running: Math.max(0, active - taken),
       completed,
       failed,
@@ -234,23 +247,29 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     )
 
   const letters = Effect.fnUntraced(function*(model: models.Model) {
-    const { letterCount } = model.config
+    const { letterCount, retainCount } = model.config
     if (letterCount === 0) return []
-    const jobs = yield* readable(model.queue.ask((queue) => queue.getJobs(["failed"], 0, letterCount - 1, false)), [])
+    // Those that were cancelled are among them.
+    const most = Math.min(mostListed, Math.max(letterCount, retainCount))
+    const jobs = yield* readable(model.queue.ask((queue) => queue.getJobs(["failed"], 0, most - 1, false)), [])
     const listed = yield* Effect.forEach(
-      jobs.filter((job) => job !== undefined).toReversed(),
+      jobs.filter((job): job is StoredJob => job !== undefined && endOf(job)?.status === "failed")
+        .slice(0, letterCount)
+        .toReversed(),
       Effect.fnUntraced(function*(job) {
         const response = yield* model.snapshot(job)
         const params = yield* Effect.exit(model.codecs.params.decode(job.data.params))
         if (response.status !== "failed" || Exit.isFailure(params)) return []
-        const { headStart, options } = job.data
+        const { createdAt, expiresAt, hasDeadline, headStart, options, processingTimeout } = job.data
         return [{
           requestId: response.requestId,
           request: QueueRequest.make(model.model as AnyRequest["model"], {
             ...options,
             id: response.requestId,
             params: params.value,
-            priority: headStart / 1000
+            priority: headStart / 1000,
+            timeout: expiresAt === undefined || hasDeadline ? undefined : expiresAt - createdAt,
+            processingTimeout
           }),
           response,
           failedAt: job.finishedOn ?? clock.currentTimeMillisUnsafe(),
@@ -261,22 +280,43 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     return listed.flat()
   })
 
-  const close = (shutdown: Effect.Effect<void>): Effect.Effect<void> =>
+  /** What is known about its end stays, as long as ends are kept; its parameters do not. */
+  const discard = (model: models.Model, job: StoredJob) =>
+    readable(
+      model.queue.ask(() =>
+        model.config.retainCount === 0 ? job.remove() : job.updateData({ ...job.data, params: "" })
+      ),
+      undefined
+    )
+
+  const close = (options: QueueManager.Options["shutdown"]): Effect.Effect<void> =>
     Effect.suspend(() => {
       isOpen = false
+      shutdown = options
       const scopes = new Set(registered.values())
       registered.clear()
       return Effect.andThen(
         Effect.forEach(scopes, (scope) => Scope.close(scope, Exit.void), { concurrency: "unbounded", discard: true }),
-        shutdown
+        inner.shutdownAll(options)
       )
     })
-  yield* Effect.addFinalizer(() => close(Effect.void))
+  yield* Effect.addFinalizer(() => close(undefined))
 
   const noStreams = (model: AnyModel) => ({
     modelId: settings.nameOf(modelIdOf(model)),
     problems: ["a stream cannot be stored: register its model in a queue in memory"]
   })
+
+  /** What is too large is told by the limits as they are. */
+  const setLimits = (
+    of: AnyModel | string,
+    resolve: (limited: settings.Settings) => ReturnType<typeof settings.resolveUpdate>
+  ) =>
+    Effect.sync(() => {
+      const model = opened.get(modelIdOf(of))
+      const resolved = model === undefined ? undefined : resolve(model.limited())
+      if (resolved !== undefined && "limits" in resolved) model?.setLimits(resolved.limits)
+    })
 
   const manager = typed({
     registerQueue: (model: AnyModel, processor: Processor) => register([{ model, processor }]),
@@ -323,12 +363,14 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
           const problems = [`priority: ${headStart}`]
           return yield* new QueueError.InvalidRequest({ modelId: model.modelId, requestId, problems })
         }
-        if (endOf(job) !== undefined || model.isTaken(job)) return false
+        if (model.isOver(job) || model.isTaken(job)) return false
         yield* readable(
           model.queue.ask(() =>
-            job.updateData({ ...job.data, headStart }).then(() =>
-              job.changePriority({ priority: model.priorityOf(job.data.createdAt, headStart) })
-            )
+            job.updateData({
+              ...job.data,
+              headStart,
+              options: { ...job.data.options, priority: headStart / 1000 }
+            }).then(() => job.changePriority({ priority: model.priorityOf(job.data.createdAt, headStart) }))
           ),
           undefined
         )
@@ -349,6 +391,8 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     drainQueue: Effect.fn("QueueManager.drainQueue")(function*(of: AnyModel | string) {
       const model = yield* modelOf(of)
       model.setDraining(true)
+      yield* readable(model.queue.ask((queue) => queue.resume()), undefined)
+      yield* local.setPaused(model.modelId, false)
       while (model.isDraining()) {
         if (yield* isEmpty(model)) return true
         yield* Effect.sleep(drained)
@@ -371,8 +415,9 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
           params: request.params,
           waitForCompletion: false
         })
+        if (!isOpen) return yield* shutDown(model.modelId, again.id)
         const data = yield* model.accept(again)
-        yield* readable(model.queue.ask(() => letter.job.remove()), undefined)
+        yield* discard(model, letter.job)
         return model.pending(again.id, data)
       }
     ),
@@ -380,7 +425,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
       function*(of: AnyModel | string, requestIds?: ReadonlyArray<string>) {
         const model = yield* modelOf(of)
         const chosen = (yield* letters(model)).filter(({ requestId }) => requestIds?.includes(requestId) ?? true)
-        for (const { job } of chosen) yield* readable(model.queue.ask(() => job.remove()), undefined)
+        for (const { job } of chosen) yield* discard(model, job)
         return chosen.length
       }
     ),
@@ -432,9 +477,17 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     ),
     getRegisteredModels: Effect.sync(() => isOpen ? Array.from(registered.keys()) : []),
     updateTokenUsage: (...args: Parameters<Service["updateTokenUsage"]>) => inner.updateTokenUsage(...args),
-    updateRateLimiters: (...args: Parameters<Service["updateRateLimiters"]>) => inner.updateRateLimiters(...args),
-    changeLimit: (...args: Parameters<Service["changeLimit"]>) => inner.changeLimit(...args),
-    shutdownAll: (options?: QueueManager.Options["shutdown"]) => close(inner.shutdownAll(options)),
+    updateRateLimiters: (...args: Parameters<Service["updateRateLimiters"]>) =>
+      Effect.tap(
+        inner.updateRateLimiters(...args),
+        () => setLimits(args[0], (limited) => settings.resolveUpdate(args[1], limited))
+      ),
+    changeLimit: (...args: Parameters<Service["changeLimit"]>) =>
+      Effect.tap(
+        inner.changeLimit(...args),
+        () => setLimits(args[0], (limited) => settings.resolveChange(args[1], limited))
+      ),
+    shutdownAll: close,
     events: inner.events
   })
   show(manager, inner)

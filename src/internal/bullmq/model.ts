@@ -9,6 +9,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { identity } from "effect/Function"
 import * as Scope from "effect/Scope"
+import type * as ModelConfig from "../../ModelConfig.ts"
 import * as QueueError from "../../QueueError.ts"
 import type * as QueueManager from "../../QueueManager.ts"
 import * as QueueRequest from "../../QueueRequest.ts"
@@ -35,6 +36,8 @@ export interface Local {
   readonly cancel: (modelId: string, id: string) => Effect.Effect<unknown>
   readonly cancelWaiting: (modelId: string) => Effect.Effect<unknown>
   readonly setPaused: (modelId: string, isPaused: boolean) => Effect.Effect<unknown>
+  /** What says how all queues of the process end, if something does. */
+  readonly shutdown: () => ModelConfig.Shutdown | undefined
   readonly info: (modelId: string) => Effect.Effect<QueueManager.QueueInfo | undefined>
 }
 
@@ -47,9 +50,14 @@ export interface Options {
   readonly maxCrashes: number
 }
 
+/** What is known of a request before it is written. */
+type Prepared = Omit<stored.StoredRequest, "params">
+
 /** A job that this process has taken. */
 interface Taken {
   readonly id: string
+  /** As it was given, and not the place in the order here. */
+  readonly priority: ModelConfig.Priority | undefined
   dispatchedAt: number | undefined
   attempts: number
   processed: number
@@ -69,6 +77,8 @@ const priorityOf = (createdAt: number, headStart: number): number =>
 const seconds = (millis: number): number | undefined =>
   Number.isFinite(millis) ? Math.max(1, Math.ceil(millis / 1000)) : undefined
 
+/** How many that are over, and wait to be taken, may be before the one that is dropped. */
+const mostOver = 100
 /** How often the depth is asked for. */
 const counted = 100
 
@@ -82,6 +92,8 @@ export const make = Effect.fnUntraced(function*(
 ) {
   const { codec, lock, maxCrashes, store, takeAhead } = options
   const { modelId } = config
+  /** With the limits that this process has changed, if it has. */
+  let limited = config
   const codecs = stored.codecsOf(model.definition, codec)
   if (codecs === undefined || config.isStream) {
     const problems = [
@@ -116,10 +128,26 @@ export const make = Effect.fnUntraced(function*(
       (job) => job === undefined ? Effect.fail(notFound(id)) : Effect.succeed(job)
     )
 
+  /** Whether its time is over, and nobody has been there to say so. */
+  const isExpired = (job: StoredJob): boolean => {
+    const { expiresAt } = job.data
+    return expiresAt !== undefined && expiresAt <= now() && !isTaken(job)
+  }
+
+  const isOver = (job: StoredJob): boolean => endOf(job) !== undefined || isExpired(job)
+
   const snapshot = (job: StoredJob): Effect.Effect<Snapshot> => {
     const id = idOf(job.id)
     const end = endOf(job)
     if (end !== undefined) return respond(id, job.data, end)
+    if (isExpired(job)) {
+      const times = { ...stored.noTimes, queued: job.data.expiresAt! - job.data.createdAt }
+      return Effect.succeed({
+        ...stored.baseOf(modelId, id, job.data, times),
+        status: "failed",
+        cause: Cause.fail(timedOut(id, job.data, times))
+      })
+    }
     const taken = running.get(job.id)
     const isRunning = taken === undefined ? isTaken(job) : taken.dispatchedAt !== undefined
     const at = now()
@@ -133,8 +161,10 @@ export const make = Effect.fnUntraced(function*(
     return Effect.succeed({ ...base, status: isRunning ? "processing" : "pending" })
   }
 
-  const isTaken = ({ finishedOn, processedOn }: StoredJob): boolean =>
-    typeof processedOn === "number" && typeof finishedOn !== "number"
+  const isTaken = ({ finishedOn, processedOn, progress }: StoredJob): boolean =>
+    typeof processedOn === "number"
+    && typeof finishedOn !== "number"
+    && !(typeof progress === "object" && progress !== null && "back" in progress && progress.back === processedOn)
 
   /** What waiters are told at the end of a request. */
   const told = (response: Snapshot): Effect.Effect<QueueResponse.Completed<unknown>, Failure> => {
@@ -173,8 +203,23 @@ export const make = Effect.fnUntraced(function*(
   const respond = (id: string, data: stored.StoredRequest, end: stored.StoredEnd): Effect.Effect<Snapshot> =>
     stored.responseOf(codecs, stored.baseOf(modelId, id, data, end), end)
 
+  /** Until its time is over: nobody else may be there to say so. */
+  const inTime = (id: string) => (ended: Effect.Effect<stored.StoredEnd>, data: stored.StoredRequest) => {
+    const { expiresAt } = data
+    return expiresAt === undefined ? ended : Effect.raceFirst(
+      ended,
+      Effect.andThen(
+        Effect.sleep(Math.max(0, expiresAt - now())),
+        Effect.suspend(() => {
+          const error = timedOut(id, data, { ...stored.noTimes, queued: now() - data.createdAt })
+          return Effect.andThen(Effect.ignore(withdraw(id, data, error)), Effect.fail(error))
+        })
+      )
+    )
+  }
+
   const awaitCompletion = (id: string) =>
-    awaitEnd(id, Effect.map(find(id), (job) => ({ data: job.data, end: endOf(job) })))
+    awaitEnd(id, Effect.map(find(id), (job) => ({ data: job.data, end: endOf(job) })), inTime(id))
 
   // Submission -----------------------------------------------------------------------------------------------------
 
@@ -189,26 +234,52 @@ export const make = Effect.fnUntraced(function*(
     })
   })
 
-  /** Room in the queue, as far as it is known here. */
-  const room = (id: string): Effect.Effect<void, QueueError.QueueFull | QueueError.QueueUnavailable> =>
-    Effect.flatMap(Effect.mapError(readDepth, unavailable(id)), (count) => {
-      if (count < config.capacity) return Effect.void
-      if (config.strategy === "suspend") return Effect.andThen(Effect.sleep(counted), room(id))
-      if (config.strategy === "reject") {
-        return Effect.fail(new QueueError.QueueFull({ modelId, requestId: id, capacity: config.capacity }))
-      }
-      return queue.ask((queue) => queue.getJobs(["prioritized", "waiting"], 0, 0, true)).pipe(
+  let suspended = 0
+  const isFull = (id: string) => new QueueError.QueueFull({ modelId, requestId: id, capacity: config.capacity })
+
+  /** Whether there is room in the queue, as far as it is known here. */
+  const hasRoom = (id: string): Effect.Effect<boolean, QueueError.QueueDraining | QueueError.QueueUnavailable> =>
+    Effect.flatMap(Effect.mapError(readDepth, unavailable(id)), (count) =>
+      isDraining
+        ? Effect.fail(new QueueError.QueueDraining({ modelId, requestId: id }))
+        : Effect.succeed(count < config.capacity))
+
+  /** Waits for room, for no longer than the request itself may wait. */
+  const awaitRoom = (
+    { id, waitForCompletion }: AnyRequest,
+    data: Prepared
+  ): Effect.Effect<void, QueueError.AcceptError> => {
+    const wait = Effect.suspend((): Effect.Effect<boolean, QueueError.AcceptError> => {
+      const left = data.expiresAt === undefined ? counted : data.expiresAt - now()
+      if (left > 0) return Effect.andThen(Effect.sleep(Math.min(counted, left)), hasRoom(id))
+      return Effect.fail(
+        waitForCompletion ? timedOut(id, data, { ...stored.noTimes, queued: now() - data.createdAt }) : isFull(id)
+      )
+    })
+    return Effect.acquireUseRelease(
+      Effect.sync(() => {
+        suspended++
+      }),
+      () => Effect.asVoid(Effect.repeat(wait, { until: (hasRoom) => hasRoom })),
+      () =>
+        Effect.sync(() => {
+          suspended--
+        })
+    )
+  }
+
+  const makeRoom = (request: AnyRequest, data: Prepared): Effect.Effect<void, QueueError.AcceptError> =>
+    Effect.flatMap(hasRoom(request.id), (hasRoom) => {
+      const { id } = request
+      if (hasRoom) return Effect.void
+      if (config.strategy === "suspend") return awaitRoom(request, data)
+      if (config.strategy === "reject") return Effect.fail(isFull(id))
+      return queue.ask((queue) => queue.getJobs(["prioritized", "waiting"], 0, mostOver, true)).pipe(
         Effect.mapError(unavailable(id)),
-        Effect.flatMap(([oldest]) =>
-          oldest === undefined ? Effect.void : end(
-            oldest,
-            new QueueError.QueueFull({
-              modelId,
-              requestId: idOf(oldest.id),
-              capacity: config.capacity
-            })
-          )
-        )
+        Effect.flatMap((jobs) => {
+          const oldest = jobs.find((job) => job !== undefined && !isOver(job))
+          return oldest === undefined ? Effect.void : end(oldest, isFull(idOf(oldest.id)))
+        })
       )
     })
 
@@ -227,13 +298,13 @@ export const make = Effect.fnUntraced(function*(
     } catch (error) {
       problems.push(`metadata: cannot be stored: ${settings.show(error)}`)
     }
-    const cost = costOf(config, estimator, { ...request, ...context }, problems)
+    const cost = costOf(limited, estimator, { ...request, ...context }, problems)
     if ("_tag" in cost) return cost
     const late = overdue(modelId, request.id, asked)
     if (late !== undefined) return late
     const { hasDeadline, headStart, processingTimeout, tenant, timeout } = asked
     const { estimatedCachedInputTokens, estimatedInputTokens, estimatedOutputTokens, maxOutputTokens } = request
-    const data: Omit<stored.StoredRequest, "params"> = {
+    const data: Prepared = {
       version: 1,
       options: {
         estimatedCachedInputTokens,
@@ -242,6 +313,7 @@ export const make = Effect.fnUntraced(function*(
         labels: context.labels,
         maxOutputTokens,
         metadata,
+        priority: context.priority,
         tenant,
         whenUnavailable
       },
@@ -249,6 +321,9 @@ export const make = Effect.fnUntraced(function*(
       createdAt: at,
       expiresAt: Number.isFinite(timeout) ? at + timeout : undefined,
       hasDeadline,
+      deadline: context.deadline === undefined
+        ? undefined
+        : Number(settings.instant(context.deadline)) + queue.offset(),
       processingTimeout: Number.isFinite(processingTimeout) ? processingTimeout : undefined,
       submission: requestId.generate()
     }
@@ -263,7 +338,7 @@ export const make = Effect.fnUntraced(function*(
       if ("_tag" in prepared) return Effect.fail(prepared)
       if (isDraining) return Effect.fail(new QueueError.QueueDraining({ modelId, requestId: id }))
       return Effect.gen(function*() {
-        yield* room(id)
+        yield* makeRoom(request, prepared)
         const text = yield* Effect.mapError(codecs.params.encode(params), (error) =>
           new QueueError.InvalidRequest({
             modelId,
@@ -301,7 +376,7 @@ export const make = Effect.fnUntraced(function*(
 
   const timedOut = (
     id: string,
-    { createdAt, expiresAt, hasDeadline }: stored.StoredRequest,
+    { createdAt, expiresAt, hasDeadline }: Prepared,
     times: stored.StoredTimes
   ) =>
     new QueueError.QueueTimeout({
@@ -322,21 +397,11 @@ export const make = Effect.fnUntraced(function*(
     if (!request.waitForCompletion) return Effect.map(accept(request), (data) => pending(request.id, data))
     const { id } = request
     const accepted = Effect.map(accept(request), (data) => ({ data, end: undefined }))
-    return awaitEnd(id, accepted, (ended, data) => {
-      const { expiresAt } = data
-      // Nobody else may be there to say that its time is over.
-      const inTime = expiresAt === undefined ? ended : Effect.raceFirst(
-        ended,
-        Effect.andThen(
-          Effect.sleep(Math.max(0, expiresAt - now())),
-          Effect.suspend(() => {
-            const error = timedOut(id, data, { ...stored.noTimes, queued: now() - data.createdAt })
-            return Effect.andThen(Effect.ignore(withdraw(id, data, error)), Effect.fail(error))
-          })
-        )
-      )
-      return Effect.onInterrupt(inTime, () => Effect.ignore(withdraw(id, data)))
-    })
+    return awaitEnd(
+      id,
+      accepted,
+      (ended, data) => Effect.onInterrupt(inTime(id)(ended, data), () => Effect.ignore(withdraw(id, data)))
+    )
   }
 
   // Cancellation ---------------------------------------------------------------------------------------------------
@@ -344,24 +409,35 @@ export const make = Effect.fnUntraced(function*(
   /** Ends a request before its time. `false` when it has ended. */
   const end = (job: StoredJob, error?: QueueError.SubmitError): Effect.Effect<boolean, QueueError.QueueUnavailable> => {
     const id = idOf(job.id)
-    if (endOf(job) !== undefined) return Effect.succeed(false)
+    if (endOf(job) !== undefined || (error === undefined && isExpired(job))) return Effect.succeed(false)
     return Effect.gen(function*() {
       const early = error === undefined
         ? undefined
         : yield* stored.endOf(codecs, Exit.fail(error), { ...stored.noTimes, queued: now() - job.data.createdAt })
       const data = { ...job.data, cancelledAt: now(), early }
+      const waits = !isTaken(job)
       yield* Effect.mapError(
         queue.ask(() =>
           job.updateData(data)
             // Who holds it interrupts it; else the next that takes one takes it, and ends it at once.
             .then(() => job.updateProgress({ cancel: true }))
-            .then(() => isTaken(job) ? undefined : job.changePriority({ priority: 1 }))
+            .then(() => waits ? job.changePriority({ priority: 1 }) : undefined)
         ),
         unavailable(id)
       )
+      yield* interrupt(job.id)
       return true
     })
   }
+
+  /** What this process holds is not begun, or goes no further. */
+  const interrupt = (jobId: string) =>
+    Effect.suspend(() => {
+      const taken = running.get(jobId)
+      if (taken === undefined) return Effect.void
+      taken.isCancelled = true
+      return local.cancel(modelId, taken.id)
+    })
 
   /** Ends a request that its submitter waits for no longer, and not another one with its id. */
   const withdraw = (id: string, { submission }: stored.StoredRequest, error?: QueueError.SubmitError) =>
@@ -393,6 +469,7 @@ export const make = Effect.fnUntraced(function*(
         retention: { count: 0 }
       }
     }
+    limited = config
     yield* local.register(mine, (request) =>
       Effect.suspend(() => {
         const taken = running.get(jobIdOf(request.id))
@@ -400,7 +477,13 @@ export const make = Effect.fnUntraced(function*(
         const began = now()
         taken.dispatchedAt ??= began
         taken.attempts++
-        return Effect.onExit(processor(request), () =>
+        const { priority } = taken
+        const processed = Effect.updateService(
+          processor({ ...request, priority }),
+          requestContext.CurrentRequestContext,
+          (context) => ({ ...context, priority })
+        )
+        return Effect.onExit(processed, () =>
           Effect.sync(() => {
             taken.processed += now() - began
           }))
@@ -445,6 +528,7 @@ export const make = Effect.fnUntraced(function*(
         // In the order in which they were submitted, not taken.
         priority: Math.max(-86_400, Math.min(86_400, (data.headStart + now() - data.createdAt) / 1000)),
         timeout: left,
+        deadline: data.deadline === undefined ? undefined : data.deadline - queue.offset(),
         processingTimeout: data.processingTimeout
       })
       const exit = yield* Effect.exit(local.submit(request))
@@ -466,9 +550,21 @@ export const make = Effect.fnUntraced(function*(
       )
     })
 
+    let isClosing = false
+    // For another process, or for this one later.
+    const giveBack = Effect.fnUntraced(function*(job: StoredJob, token: string) {
+      // When it was taken stays at the job.
+      yield* Effect.ignore(queue.ask(() => job.updateProgress({ back: job.processedOn })))
+      yield* Effect.ignore(queue.ask(() => job.moveToWait(token)))
+      return yield* Effect.die(new WaitingError())
+    })
+
     const process = Effect.fnUntraced(function*(job: StoredJob, token: string) {
+      // A worker that is paused while it waits for something to come takes that still.
+      if (isClosing) return yield* giveBack(job, token)
       const taken: Taken = {
         id: idOf(job.id),
+        priority: job.data.options.priority,
         dispatchedAt: undefined,
         attempts: 0,
         processed: 0,
@@ -478,10 +574,7 @@ export const make = Effect.fnUntraced(function*(
       const ended = yield* Effect.ensuring(attempt(job, taken), Effect.sync(() => running.delete(job.id)))
       if (ended.status === "completed") return ended
       // Nobody has cancelled it but this process, which has no time for it, or has lost it: it is for another one.
-      if (ended.status === "cancelled" && !taken.isCancelled) {
-        yield* Effect.ignore(queue.ask(() => job.moveToWait(token)))
-        return yield* Effect.die(new WaitingError())
-      }
+      if (ended.status === "cancelled" && !taken.isCancelled) return yield* giveBack(job, token)
       const failure = new UnrecoverableError(JSON.stringify(ended))
       // It is stored, too, and says nothing.
       failure.stack = ""
@@ -498,7 +591,8 @@ export const make = Effect.fnUntraced(function*(
       ),
       (worker) =>
         Effect.gen(function*() {
-          const { deadline, policy } = config.shutdown
+          const { deadline, policy } = settings.shutdown(local.shutdown(), config.shutdown, [])
+          isClosing = true
           const within = (promise: () => Promise<void>) =>
             Effect.ignore(Effect.interruptible(Effect.timeoutOption(Effect.tryPromise(promise), store.commandTimeout)))
           yield* within(() => worker.pause(true))
@@ -535,10 +629,7 @@ export const make = Effect.fnUntraced(function*(
     yield* Scope.addFinalizer(
       scope,
       Effect.sync(queue.onNotice((jobId) => {
-        const taken = running.get(jobId)
-        if (taken === undefined) return
-        taken.isCancelled = true
-        run(local.cancel(modelId, taken.id))
+        if (running.has(jobId)) run(interrupt(jobId))
       }))
     )
     yield* Scope.addFinalizer(
@@ -571,6 +662,7 @@ export const make = Effect.fnUntraced(function*(
     awaitCompletion,
     cancel,
     end,
+    isOver,
     isTaken,
     unavailable,
     notFound,
@@ -578,6 +670,11 @@ export const make = Effect.fnUntraced(function*(
     setDraining: (draining: boolean) => {
       isDraining = draining
     },
-    isDraining: () => isDraining
+    isDraining: () => isDraining,
+    limited: () => limited,
+    setLimits: (limits: settings.Settings["limits"]) => {
+      limited = { ...config, limits }
+    },
+    suspended: () => suspended
   }
 })

@@ -7,6 +7,7 @@
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import * as settings from "../settings.ts"
 import { type JobQueue, openEvents, openQueue, type Store, type StoredJob, timeOf } from "./engine.ts"
 import { endOfReason, noTimes, type StoredEnd } from "./stored.ts"
 
@@ -32,8 +33,8 @@ const lookup = 5000
 /** How often the server's clock is read. */
 const clockEvery = 30_000
 
-/** Ids that BullMQ takes: it has its own meaning for colons and numbers. */
-export const jobIdOf = (id: string): string => `r-${encodeURIComponent(id)}`
+/** Ids that BullMQ takes: it has its own meaning for colons and numbers. What cannot be an id is that of no job. */
+export const jobIdOf = (id: string): string => `r-${settings.checkId(id) === undefined ? encodeURIComponent(id) : ""}`
 
 export const idOf = (jobId: string): string => decodeURIComponent(jobId.slice(2))
 

@@ -33,6 +33,7 @@ export interface StoredRequest {
     | "tenant"
     | "whenUnavailable"
     | "metadata"
+    | "priority"
   >
   /** Milliseconds, as all times. */
   readonly headStart: number
@@ -40,6 +41,8 @@ export interface StoredRequest {
   /** Until when it must have ended; `undefined` for ever. */
   readonly expiresAt: number | undefined
   readonly hasDeadline: boolean
+  /** What it submits itself must end by then, too. */
+  readonly deadline: number | undefined
   readonly processingTimeout: number | undefined
   /** Distinguishes a submission from an earlier one with the same id. */
   readonly submission: string
