@@ -8,6 +8,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { identity } from "effect/Function"
+import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import * as QueueError from "../../QueueError.ts"
 import type * as QueueManager from "../../QueueManager.ts"
@@ -473,7 +474,12 @@ export const make = Effect.fnUntraced(function*(
         timeout: left,
         processingTimeout: data.processingTimeout
       })
-      const exit = yield* Effect.exit(local.submit(request))
+      // It may have been lost here and come back, and the first time may not be over yet.
+      const submitted = Effect.retry(local.submit(request), {
+        while: (error) => error instanceof QueueError.DuplicateRequest,
+        schedule: Schedule.spaced(10)
+      })
+      const exit = yield* Effect.exit(submitted)
       const times = timesOf(data, taken, exit)
       return yield* stored.endOf(
         codecs,
@@ -493,6 +499,11 @@ export const make = Effect.fnUntraced(function*(
     })
 
     const process = Effect.fnUntraced(function*(job: StoredJob, token: string) {
+      // It was lost here, and has come back before that was noticed.
+      while (running.has(job.id)) {
+        yield* local.cancel(modelId, idOf(job.id))
+        yield* Effect.sleep(10)
+      }
       const taken: Taken = {
         id: idOf(job.id),
         dispatchedAt: undefined,
