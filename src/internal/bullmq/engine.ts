@@ -37,6 +37,7 @@ export interface JobQueue {
     options: {
       readonly jobId: string
       readonly priority: number
+      readonly attempts: number
       readonly removeOnComplete: Kept
       readonly removeOnFail: Kept
     }

@@ -302,6 +302,8 @@ export const make = Effect.fnUntraced(function*(
           queue.add("request", data, {
             jobId: jobIdOf(id),
             priority: priorityOf(data.createdAt, data.headStart),
+            // What ends says so. Any other failure is the store's, which has not taken an end.
+            attempts: maxCrashes + 1,
             removeOnComplete: kept,
             removeOnFail: letters
           })

@@ -42,10 +42,11 @@ export const endOf = (job: StoredJob): StoredEnd | undefined => {
   const { cancelledAt, early } = job.data
   if (cancelledAt !== undefined) return early ?? { ...noTimes, status: "cancelled" }
   if (job.finishedOn === undefined || job.finishedOn === null) return undefined
-  // What a worker of ours has returned is an end.
+  // What a worker of ours has returned is an end, also if the store had a failure before it.
   const { failedReason, returnvalue } = job
+  if (returnvalue !== null) return returnvalue
   return failedReason === undefined || failedReason === null || failedReason === ""
-    ? returnvalue ?? undefined
+    ? undefined
     : endOfReason(failedReason)
 }
 
