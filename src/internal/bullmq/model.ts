@@ -22,7 +22,15 @@ import type { Processor } from "../modelQueue.ts"
 import * as requestContext from "../requestContext.ts"
 import * as requestId from "../requestId.ts"
 import * as settings from "../settings.ts"
-import { type Kept, openWorker, type Store, type StoredJob, UnrecoverableError, WaitingError } from "./engine.ts"
+import {
+  abandon,
+  type Kept,
+  openWorker,
+  type Store,
+  type StoredJob,
+  UnrecoverableError,
+  WaitingError
+} from "./engine.ts"
 import { endOf, idOf, jobIdOf, make as makeQueue } from "./queue.ts"
 import * as stored from "./stored.ts"
 
@@ -538,7 +546,7 @@ export const make = Effect.fnUntraced(function*(
       (worker) =>
         Effect.gen(function*() {
           const { deadline, policy } = config.shutdown
-          const within = (promise: () => Promise<void>) =>
+          const within = (promise: () => Promise<unknown>) =>
             Effect.ignore(Effect.interruptible(Effect.timeoutOption(Effect.tryPromise(promise), store.commandTimeout)))
           yield* within(() => worker.pause(true))
           yield* local.cancelWaiting(modelId)
@@ -546,7 +554,7 @@ export const make = Effect.fnUntraced(function*(
           yield* Effect.interruptible(Effect.timeoutOption(atRest, deadline))
           if (running.size > 0) yield* interruptAll
           yield* within(() => worker.close())
-          yield* within(() => worker.close(true))
+          yield* within(() => abandon(worker))
         })
     )
     const atRest = Effect.whileLoop({

@@ -70,7 +70,10 @@ export const make = Effect.fnUntraced(function*(
     })
   const closed = (
     { close, disconnect }: { readonly close: () => Promise<void>; readonly disconnect: () => Promise<void> }
-  ) => Effect.catch(Effect.interruptible(within(close)), () => Effect.ignore(Effect.interruptible(within(disconnect))))
+  ) =>
+    Effect.catch(Effect.interruptible(within(close)), () =>
+      // Of a server that is away it does not end.
+      Effect.sync(() => void disconnect().catch(() => {})))
   let isDown = false
   const onError = (error: Error) => {
     if (isDown) return
