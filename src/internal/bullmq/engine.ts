@@ -9,6 +9,7 @@ import {
   QueueEvents,
   Worker
 } from "bullmq"
+import { pause } from "../redis/client.ts"
 import type { StoredEnd, StoredRequest } from "./stored.ts"
 
 export interface StoredJob {
@@ -152,7 +153,11 @@ export const openQueue = (name: string, { asked, backend, prefix }: Store): JobQ
   new Queue(name, { connection: asked as ConnectionOptions, prefix }, backend as undefined) as unknown as JobQueue
 
 export const openEvents = (name: string, { backend, prefix, waiting }: Store): JobEvents =>
-  new QueueEvents(name, { connection: waiting as ConnectionOptions, prefix }, backend as undefined)
+  new QueueEvents(
+    name,
+    { connection: waiting as ConnectionOptions, prefix, blockingTimeout: 1000 * blocks },
+    backend as undefined
+  )
 
 export const openWorker = (
   name: string,
