@@ -148,15 +148,39 @@ export const abandon = ({ backend, lockManager }: JobWorker): Promise<unknown> =
   return Promise.all([lockManager.close(), backend.close(true)])
 }
 
+interface PostgresClient {
+  readonly on: (event: "error", f: () => void) => unknown
+}
+
+/**
+ * A client of `pg` that somebody works with when its server goes away says so as an event, which ends a process that does
+ * not listen. Who works with it hears of it besides.
+ */
+const guarded = <A>(client: A): A => {
+  const { connection } = (client as {
+    readonly backend: {
+      readonly connection: {
+        readonly pool?: { readonly on: (event: "connect", f: (client: PostgresClient) => void) => unknown }
+      }
+    }
+  }).backend
+  connection.pool?.on("connect", (client) => client.on("error", () => {}))
+  return client
+}
+
 // The three places where BullMQ's types become these.
 export const openQueue = (name: string, { asked, backend, prefix }: Store): JobQueue =>
-  new Queue(name, { connection: asked as ConnectionOptions, prefix }, backend as undefined) as unknown as JobQueue
+  guarded(
+    new Queue(name, { connection: asked as ConnectionOptions, prefix }, backend as undefined) as unknown as JobQueue
+  )
 
 export const openEvents = (name: string, { backend, prefix, waiting }: Store): JobEvents =>
-  new QueueEvents(
-    name,
-    { connection: waiting as ConnectionOptions, prefix, blockingTimeout: 1000 * blocks },
-    backend as undefined
+  guarded(
+    new QueueEvents(
+      name,
+      { connection: waiting as ConnectionOptions, prefix, blockingTimeout: 1000 * blocks },
+      backend as undefined
+    )
   )
 
 export const openWorker = (
@@ -165,17 +189,19 @@ export const openWorker = (
   process: (job: StoredJob, token: string) => Promise<StoredEnd>,
   options: { readonly concurrency: number; readonly lock: number; readonly maxCrashes: number }
 ): JobWorker =>
-  new Worker(name, process as never, {
-    connection: waiting as ConnectionOptions,
-    prefix,
-    concurrency: options.concurrency,
-    drainDelay: blocks,
-    // After an error of the store.
-    runRetryDelay: 1000,
-    lockDuration: options.lock,
-    lockRenewTime: options.lock / 3,
-    stalledInterval: Math.max(1000, options.lock / 3),
-    maxStalledCount: options.maxCrashes
-  }, backend as undefined) as unknown as JobWorker
+  guarded(
+    new Worker(name, process as never, {
+      connection: waiting as ConnectionOptions,
+      prefix,
+      concurrency: options.concurrency,
+      drainDelay: blocks,
+      // After an error of the store.
+      runRetryDelay: 1000,
+      lockDuration: options.lock,
+      lockRenewTime: options.lock / 3,
+      stalledInterval: Math.max(1000, options.lock / 3),
+      maxStalledCount: options.maxCrashes
+    }, backend as undefined) as unknown as JobWorker
+  )
 
 export { UnrecoverableError, WaitingError } from "bullmq"

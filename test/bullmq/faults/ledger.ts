@@ -78,14 +78,17 @@ export const make = () => {
       const isLate = byId.get(id)!.some(({ began }) => began > execution.began && began < execution.ended)
       if (isLate) problems.add("a result counts that came when its process had lost the request")
     }
-    const began = Array.from(executions.values()).map(({ began }) => began)
-    let worst = 0
-    for (const [index, at] of began.entries()) {
+    const began = Array.from(executions).map(([by, { began }]) => [by.slice(0, by.lastIndexOf("-")), began] as const)
+    let worst: ReadonlyArray<typeof began[number]> = []
+    for (const [index, [, at]] of began.entries()) {
       let from = index
-      while (from > 0 && at - began[from - 1]! < period) from--
-      worst = Math.max(worst, index - from + 1)
+      while (from > 0 && at - began[from - 1]![1] < period) from--
+      if (index - from + 1 > worst.length) worst = began.slice(from, index + 1)
     }
-    if (worst > limit) problems.add(`${worst} instead of ${limit} in a window`)
+    if (worst.length > limit) {
+      const of = worst.map(([name, at]) => `${name} ${Math.round(at - worst[0]![1])}`).join(", ")
+      problems.add(`${worst.length} instead of ${limit} in a window: ${of}`)
+    }
     const steps = Array.from(executions.values()).flatMap(({ began, ended }) => [[began, 1], [ended, -1]] as const)
       .toSorted(([a, up], [b, down]) => a - b || up - down)
     let running = 0
@@ -101,7 +104,7 @@ export const make = () => {
       again: executions.size - byId.size,
       lost,
       locks,
-      worst,
+      worst: worst.length,
       most
     }
   }
