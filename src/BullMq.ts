@@ -7,6 +7,8 @@ import type { ConnectionOptions, createPostgresBackend, PostgresConnectionOption
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Random from "effect/Random"
+import { patience } from "./internal/bullmq/engine.ts"
 import * as manager from "./internal/bullmq/manager.ts"
 import * as QueueManager from "./QueueManager.ts"
 
@@ -91,21 +93,24 @@ export const layer = (options: Options = {}): Layer.Layer<QueueManager.QueueMana
   const isRedis = options.backend === undefined && typeof connection === "object" && !("duplicate" in connection)
   return Layer.effect(
     QueueManager.QueueManager,
-    manager.make({
-      store: {
-        prefix: options.prefix ?? "llmq-jobs",
-        commandTimeout,
-        // What is asked for while the server is away fails, instead of being done when nobody waits for it any more.
-        asked: isRedis
-          ? { ...connection, enableOfflineQueue: false, maxRetriesPerRequest: 1 }
-          : connection,
-        waiting: isRedis ? { ...connection, maxRetriesPerRequest: null } : connection,
-        backend: options.backend
-      },
-      codec: options.codec ?? { encode: Effect.succeed, decode: Effect.succeed },
-      lock: millis(options.lock, 30_000),
-      takeAhead: options.takeAhead ?? 64,
-      maxCrashes: options.maxCrashes ?? 3
-    }, options.manager ?? {})
+    Effect.flatMap(Random.Random, (random) => {
+      const { asked, waiting } = patience(commandTimeout, () => random.nextDoubleUnsafe())
+      return manager.make({
+        store: {
+          prefix: options.prefix ?? "llmq-jobs",
+          commandTimeout,
+          // What is asked for while the server is away fails, instead of being done when nobody waits for it any more.
+          asked: isRedis
+            ? { ...asked, ...connection, enableOfflineQueue: false, maxRetriesPerRequest: 1 }
+            : connection,
+          waiting: isRedis ? { ...waiting, ...connection, maxRetriesPerRequest: null } : connection,
+          backend: options.backend
+        },
+        codec: options.codec ?? { encode: Effect.succeed, decode: Effect.succeed },
+        lock: millis(options.lock, 30_000),
+        takeAhead: options.takeAhead ?? 64,
+        maxCrashes: options.maxCrashes ?? 3
+      }, options.manager ?? {})
+    })
   )
 }

@@ -5,6 +5,9 @@ import { ModelConfig, QueueError, QueueManager, QueueRequest, RateLimiter } from
 import * as BullMq from "effect-llm-queue/BullMq"
 import { Redis } from "ioredis"
 import process from "node:process"
+import type { StoredJob } from "../../src/internal/bullmq/engine.ts"
+import { endOf } from "../../src/internal/bullmq/queue.ts"
+import { noTimes } from "../../src/internal/bullmq/stored.ts"
 import { observe } from "../../src/internal/observer.ts"
 import { hasRedis, own, url } from "../redis/server.ts"
 import * as postgres from "./postgres.ts"
@@ -242,6 +245,12 @@ describe.runIf(hasRedis)("stored queues", () => {
       assert.notInclude(plain, `defect ${canary}`)
       assert.notInclude(yield* found({ encode: flip, decode: flip }), canary)
     }).pipe(Effect.scoped), 30_000)
+
+  it("have the end that was stored, whatever the store had failed with before", () => {
+    const returnvalue = { ...noTimes, status: "completed", result: "1" } as const
+    const job = { data: {}, failedReason: "READONLY You can't write", finishedOn: 1, returnvalue } as StoredJob
+    assert.deepStrictEqual(endOf(job), returnvalue)
+  })
 
   it.live("are refused while the store is away, and what runs is stored when it is back", () =>
     Effect.gen(function*() {

@@ -4,7 +4,7 @@ import { QueueManager, QueueRequest } from "effect-llm-queue"
 import { type ChildProcess, fork } from "node:child_process"
 import process from "node:process"
 import { fileURLToPath } from "node:url"
-import { hasRedis, url } from "../redis/server.ts"
+import { canStart, hasRedis, own, url } from "../redis/server.ts"
 import { layer, type Message, Model } from "./worker.ts"
 
 let prefixes = 0
@@ -41,6 +41,23 @@ const until = (condition: () => boolean) =>
 const place = Effect.gen(function*() {
   const redis = yield* url
   return { redis, prefix: `crashes-${process.pid}-${Math.random()}-${prefixes++}` }
+})
+
+describe.runIf(canStart)("a process that works on stored requests", () => {
+  it.live("ends when it is told to, also while the store is away", () =>
+    Effect.gen(function*() {
+      const server = yield* own("--appendonly yes", "--appendfsync always")
+      const prefix = `crashes-${process.pid}`
+      const worker = yield* start(server.url, prefix)
+      yield* Effect.gen(function*() {
+        const manager = yield* QueueManager.QueueManager
+        yield* manager.submit(Model, { text: "before" })
+        yield* server.kill
+        worker.child.send("stop")
+        yield* until(() => isOver(worker))
+        assert.strictEqual(worker.child.exitCode, 0)
+      }).pipe(Effect.provide(layer(server.url, prefix)))
+    }).pipe(Effect.scoped), 60_000)
 })
 
 describe.runIf(hasRedis)("stored requests", () => {

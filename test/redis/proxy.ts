@@ -8,6 +8,9 @@ import { setTimeout as sleep } from "node:timers/promises"
  * - `slow`: each piece comes later by so many milliseconds
  * - `swallow`: connections stay open, and nothing arrives on either side
  * - `mute`: the server hears, and is not heard
+ *
+ *   A connection that has lost something that way is reset when somebody says more on it later: no network leaves something
+ *   out.
  * - `refuse`: connections are reset, those that are there and new ones
  * - `absent`: the same, and nobody listens
  */
@@ -21,8 +24,13 @@ export const make = Effect.fnUntraced(function*(port: number) {
   const carry = (from: Socket, to: Socket, isAnswer: boolean) => {
     // Nothing overtakes what was sent before.
     let last = Promise.resolve()
+    let hasLost = false
     from.on("data", (data) => {
-      if (mode === "swallow" || isCut(mode) || (mode === "mute" && isAnswer)) return
+      if (mode === "swallow" || isCut(mode) || (mode === "mute" && isAnswer)) {
+        hasLost = true
+        return
+      }
+      if (hasLost) return void from.resetAndDestroy()
       const there = typeof mode === "object" ? sleep(mode.slow) : undefined
       last = last.then(() => there).then(() => void to.write(data))
     })
@@ -57,7 +65,7 @@ export const make = Effect.fnUntraced(function*(port: number) {
   return {
     port: address.port,
     url: `redis://127.0.0.1:${address.port}`,
-    /** How it carries from now on. What was swallowed stays so. */
+    /** How it carries from now on. */
     set: (next: Mode) =>
       Effect.suspend(() => {
         mode = next

@@ -9,6 +9,7 @@ import {
   QueueEvents,
   Worker
 } from "bullmq"
+import { pause } from "../redis/client.ts"
 import type { StoredEnd, StoredRequest } from "./stored.ts"
 
 export interface StoredJob {
@@ -38,6 +39,7 @@ export interface JobQueue {
     options: {
       readonly jobId: string
       readonly priority: number
+      readonly attempts: number
       readonly removeOnComplete: Kept
       readonly removeOnFail: Kept
     }
@@ -91,8 +93,14 @@ export interface JobWorker {
   }
   readonly waitUntilReady: () => Promise<unknown>
   readonly pause: (doNotWaitActive: boolean) => Promise<void>
-  readonly close: (force?: boolean) => Promise<void>
+  readonly close: () => Promise<void>
   readonly disconnect: () => Promise<void>
+  readonly lockManager: { readonly close: () => Promise<void> }
+  readonly backend: {
+    readonly client?: Promise<{ readonly disconnect: () => void }>
+    readonly blockingClient?: Promise<{ readonly disconnect: () => void }>
+    readonly close: (force: boolean) => Promise<void>
+  }
 }
 
 /** Where the jobs are. */
@@ -112,12 +120,69 @@ export const timeOf = (queue: JobQueue): Promise<number> | undefined =>
     return client.runCommand("llmqTime", [])
   }).then(([seconds, micros]) => Number(seconds) * 1000 + Number(micros) / 1000)
 
+/** Seconds for which a client waits for something to come, in one command. */
+const blocks = 5
+
+/**
+ * Of connections to a Redis that may be away, or silent. Without them one that has gone silent is waited for without an end,
+ * and with it whatever its process does.
+ */
+export const patience = (commandTimeout: number, random: () => number) => {
+  const options = {
+    connectTimeout: commandTimeout,
+    // After a failover the server that was written to only reads: another connection finds the new one.
+    reconnectOnError: (error: Error) => error.message.startsWith("READONLY"),
+    retryStrategy: pause(random)
+  }
+  return {
+    asked: { ...options, socketTimeout: 2 * commandTimeout },
+    waiting: { ...options, socketTimeout: 1000 * blocks + 2 * commandTimeout }
+  }
+}
+
+/**
+ * Ends a worker that does not close: BullMQ waits for a store that is away without an end, and keeps the process alive.
+ */
+export const abandon = ({ backend, lockManager }: JobWorker): Promise<unknown> => {
+  // Nothing more comes of what waits on them.
+  for (const client of [backend.client, backend.blockingClient]) void client?.then((client) => client.disconnect())
+  return Promise.all([lockManager.close(), backend.close(true)])
+}
+
+interface PostgresClient {
+  readonly on: (event: "error", f: () => void) => unknown
+}
+
+/**
+ * A client of `pg` that somebody works with when its server goes away says so as an event, which ends a process that does
+ * not listen. Who works with it hears of it besides.
+ */
+const guarded = <A>(client: A): A => {
+  const { connection } = (client as {
+    readonly backend: {
+      readonly connection: {
+        readonly pool?: { readonly on: (event: "connect", f: (client: PostgresClient) => void) => unknown }
+      }
+    }
+  }).backend
+  connection.pool?.on("connect", (client) => client.on("error", () => {}))
+  return client
+}
+
 // The three places where BullMQ's types become these.
 export const openQueue = (name: string, { asked, backend, prefix }: Store): JobQueue =>
-  new Queue(name, { connection: asked as ConnectionOptions, prefix }, backend as undefined) as unknown as JobQueue
+  guarded(
+    new Queue(name, { connection: asked as ConnectionOptions, prefix }, backend as undefined) as unknown as JobQueue
+  )
 
 export const openEvents = (name: string, { backend, prefix, waiting }: Store): JobEvents =>
-  new QueueEvents(name, { connection: waiting as ConnectionOptions, prefix }, backend as undefined)
+  guarded(
+    new QueueEvents(
+      name,
+      { connection: waiting as ConnectionOptions, prefix, blockingTimeout: 1000 * blocks },
+      backend as undefined
+    )
+  )
 
 export const openWorker = (
   name: string,
@@ -125,14 +190,19 @@ export const openWorker = (
   process: (job: StoredJob, token: string) => Promise<StoredEnd>,
   options: { readonly concurrency: number; readonly lock: number; readonly maxCrashes: number }
 ): JobWorker =>
-  new Worker(name, process as never, {
-    connection: waiting as ConnectionOptions,
-    prefix,
-    concurrency: options.concurrency,
-    lockDuration: options.lock,
-    lockRenewTime: options.lock / 3,
-    stalledInterval: Math.max(1000, options.lock / 3),
-    maxStalledCount: options.maxCrashes
-  }, backend as undefined)
+  guarded(
+    new Worker(name, process as never, {
+      connection: waiting as ConnectionOptions,
+      prefix,
+      concurrency: options.concurrency,
+      drainDelay: blocks,
+      // After an error of the store.
+      runRetryDelay: 1000,
+      lockDuration: options.lock,
+      lockRenewTime: options.lock / 3,
+      stalledInterval: Math.max(1000, options.lock / 3),
+      maxStalledCount: options.maxCrashes
+    }, backend as undefined) as unknown as JobWorker
+  )
 
 export { UnrecoverableError, WaitingError } from "bullmq"

@@ -85,10 +85,17 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
           const modelId = settings.nameOf(model.modelId)
           return Effect.fail(new QueueError.InvalidConfiguration({ modelId, problems: config }))
         }
-        return Effect.map(Scope.provide(models.make(model, config, options, local), scope), (made) => {
-          opened.set(made.modelId, made)
-          return made
-        })
+        return Effect.flatMap(Scope.fork(scope), (mine) =>
+          Scope.provide(models.make(model, config, options, local), mine).pipe(
+            // What does not open leaves nothing open.
+            Effect.onError((cause) =>
+              Scope.close(mine, Exit.failCause(cause))
+            ),
+            Effect.map((made) => {
+              opened.set(made.modelId, made)
+              return made
+            })
+          ))
       }))
     })
 

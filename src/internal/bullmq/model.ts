@@ -8,6 +8,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import { identity } from "effect/Function"
+import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import type * as ModelConfig from "../../ModelConfig.ts"
 import * as QueueError from "../../QueueError.ts"
@@ -22,7 +23,15 @@ import type { Processor } from "../modelQueue.ts"
 import * as requestContext from "../requestContext.ts"
 import * as requestId from "../requestId.ts"
 import * as settings from "../settings.ts"
-import { type Kept, openWorker, type Store, type StoredJob, UnrecoverableError, WaitingError } from "./engine.ts"
+import {
+  abandon,
+  type Kept,
+  openWorker,
+  type Store,
+  type StoredJob,
+  UnrecoverableError,
+  WaitingError
+} from "./engine.ts"
 import { endOf, idOf, jobIdOf, make as makeQueue } from "./queue.ts"
 import * as stored from "./stored.ts"
 
@@ -350,6 +359,8 @@ export const make = Effect.fnUntraced(function*(
           queue.add("request", data, {
             jobId: jobIdOf(id),
             priority: priorityOf(data.createdAt, data.headStart),
+            // What ends says so. Any other failure is the store's, which has not taken an end.
+            attempts: maxCrashes + 1,
             removeOnComplete: kept,
             removeOnFail: letters
           })
@@ -531,7 +542,12 @@ export const make = Effect.fnUntraced(function*(
         deadline: data.deadline === undefined ? undefined : data.deadline - queue.offset(),
         processingTimeout: data.processingTimeout
       })
-      const exit = yield* Effect.exit(local.submit(request))
+      // It may have been lost here and come back, and the first time may not be over yet.
+      const submitted = Effect.retry(local.submit(request), {
+        while: (error) => error instanceof QueueError.DuplicateRequest,
+        schedule: Schedule.spaced(10)
+      })
+      const exit = yield* Effect.exit(submitted)
       const times = timesOf(data, taken, exit)
       return yield* stored.endOf(
         codecs,
@@ -562,6 +578,11 @@ export const make = Effect.fnUntraced(function*(
     const process = Effect.fnUntraced(function*(job: StoredJob, token: string) {
       // A worker that is paused while it waits for something to come takes that still.
       if (isClosing) return yield* giveBack(job, token)
+      // It was lost here, and has come back before that was noticed.
+      while (running.has(job.id)) {
+        yield* local.cancel(modelId, idOf(job.id))
+        yield* Effect.sleep(10)
+      }
       const taken: Taken = {
         id: idOf(job.id),
         priority: job.data.options.priority,
@@ -593,7 +614,7 @@ export const make = Effect.fnUntraced(function*(
         Effect.gen(function*() {
           const { deadline, policy } = settings.shutdown(local.shutdown(), config.shutdown, [])
           isClosing = true
-          const within = (promise: () => Promise<void>) =>
+          const within = (promise: () => Promise<unknown>) =>
             Effect.ignore(Effect.interruptible(Effect.timeoutOption(Effect.tryPromise(promise), store.commandTimeout)))
           yield* within(() => worker.pause(true))
           yield* local.cancelWaiting(modelId)
@@ -601,7 +622,7 @@ export const make = Effect.fnUntraced(function*(
           yield* Effect.interruptible(Effect.timeoutOption(atRest, deadline))
           if (running.size > 0) yield* interruptAll
           yield* within(() => worker.close())
-          yield* within(() => worker.close(true))
+          yield* within(() => abandon(worker))
         })
     )
     const atRest = Effect.whileLoop({

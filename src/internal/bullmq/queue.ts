@@ -43,10 +43,11 @@ export const endOf = (job: StoredJob): StoredEnd | undefined => {
   const { cancelledAt, early } = job.data
   if (cancelledAt !== undefined) return early ?? { ...noTimes, status: "cancelled" }
   if (job.finishedOn === undefined || job.finishedOn === null) return undefined
-  // What a worker of ours has returned is an end.
+  // What a worker of ours has returned is an end, also if the store had a failure before it.
   const { failedReason, returnvalue } = job
+  if (returnvalue !== null) return returnvalue
   return failedReason === undefined || failedReason === null || failedReason === ""
-    ? returnvalue ?? undefined
+    ? undefined
     : endOfReason(failedReason)
 }
 
@@ -70,7 +71,10 @@ export const make = Effect.fnUntraced(function*(
     })
   const closed = (
     { close, disconnect }: { readonly close: () => Promise<void>; readonly disconnect: () => Promise<void> }
-  ) => Effect.catch(Effect.interruptible(within(close)), () => Effect.ignore(Effect.interruptible(within(disconnect))))
+  ) =>
+    Effect.catch(Effect.interruptible(within(close)), () =>
+      // Of a server that is away it does not end.
+      Effect.sync(() => void disconnect().catch(() => {})))
   let isDown = false
   const onError = (error: Error) => {
     if (isDown) return

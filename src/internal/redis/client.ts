@@ -9,7 +9,7 @@ import type { Cluster, Redis as Client, RedisOptions } from "ioredis"
 const failure = (cause: unknown) => new Redis.RedisError({ cause })
 
 /** Half of it by chance, so that many do not come back together. */
-const pause = (random: () => number) => (attempt: number): number =>
+export const pause = (random: () => number) => (attempt: number): number =>
   Math.min(2000, 50 * 2 ** Math.min(attempt, 10)) * (0.5 + random() / 2)
 
 export const options = (

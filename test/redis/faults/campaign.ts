@@ -3,7 +3,7 @@
  * it is over. What a run finds wrong is its answer.
  */
 import { NodeRedis } from "@effect/platform-node"
-import { Context, Deferred, Effect, Exit, Fiber, Layer, Scope, Stream } from "effect"
+import { Context, Deferred, Effect, Exit, Fiber, Layer, Schedule, Scope, Stream } from "effect"
 import { ModelConfig, QueueManager, RateLimiter } from "effect-llm-queue"
 import * as QueueRedis from "effect-llm-queue/Redis"
 import * as proxy from "../proxy.ts"
@@ -28,6 +28,17 @@ export interface Outcome {
   /** Milliseconds after the end of the fault until each process had something let in. */
   readonly back: number
   readonly submitted: number
+  /** Of stored requests. */
+  readonly stored?: {
+    /** Executions after the first. */
+    readonly again: number
+    readonly lost: number
+    /** At one time, and within a window. */
+    readonly most: number
+    readonly worst: number
+    /** Milliseconds until what a dead process held has ended. */
+    readonly crash?: number
+  }
 }
 
 export const commandTimeout = 400
@@ -143,7 +154,7 @@ export const run = ({ driver, fault, length, phase }: Options) =>
               )),
             scope
           ),
-          { times: 3 }
+          { times: 20, schedule: Schedule.spaced(100) }
         ), { discard: true })
 
     const submit = ({ manager }: Process, model: typeof Free, work: Effect.Effect<void>) =>

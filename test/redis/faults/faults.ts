@@ -3,10 +3,10 @@ import { Effect } from "effect"
 import type * as proxy from "../proxy.ts"
 import type { own } from "../server.ts"
 
-type Server = Effect.Success<ReturnType<typeof own>>
+type Redis = Effect.Success<ReturnType<typeof own>>
 type Line = Effect.Success<ReturnType<typeof proxy.make>>
 
-export interface Fault {
+export interface Fault<Server = Redis> {
   readonly name: string
   /** How long it takes is for the caller to say. Ends when it is over. */
   readonly happen: (server: Server, line: Line, meanwhile: Effect.Effect<unknown>) => Effect.Effect<unknown>
@@ -18,22 +18,23 @@ export interface Fault {
   readonly loses?: boolean
 }
 
-const kept = ["--appendonly yes", "--appendfsync always"]
+/** Of a server that loses nothing when it is killed. */
+export const kept = ["--appendonly yes", "--appendfsync always"]
 
 /** Begins, lasts, and ends whatever happens meanwhile. */
-const lasting = (
+export const lasting = <Server = Redis>(
   name: string,
   begin: (server: Server, line: Line) => Effect.Effect<unknown>,
   end: (server: Server, line: Line) => Effect.Effect<unknown>,
   options: Omit<Fault, "happen" | "name"> = { isAway: true }
-): Fault => ({
+): Fault<Server> => ({
   ...options,
   name,
   happen: (server, line, meanwhile) =>
     Effect.andThen(begin(server, line), Effect.ensuring(meanwhile, end(server, line)))
 })
 
-const sudden = (name: string, happen: (server: Server) => Effect.Effect<unknown>, loses = false): Fault => ({
+const sudden = (name: string, happen: (server: Redis) => Effect.Effect<unknown>, loses = false): Fault => ({
   name,
   loses,
   happen: (server, _, meanwhile) => Effect.andThen(happen(server), meanwhile),

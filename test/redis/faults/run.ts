@@ -1,6 +1,6 @@
 /**
- * What becomes of shared limits when the server, the line to it, or a process that uses them is not what it should be: all
- * faults, at whatever the processes do when they happen.
+ * What becomes of shared limits, and of stored requests, when the server, the line to it, or a process is not what it should
+ * be: all faults, at whatever the processes do when they happen.
  *
  *     npm run faults
  *     npm run faults -- --only REGEX     those whose name matches
@@ -12,6 +12,9 @@
 import { Effect, Logger } from "effect"
 import { argv, exit } from "node:process"
 import { parseArgs } from "node:util"
+import * as storedKills from "../../bullmq/faults/kills.ts"
+import * as outages from "../../bullmq/faults/outages.ts"
+import { canStart as hasPostgres } from "../../bullmq/postgres.ts"
 import * as campaign from "./campaign.ts"
 import * as clocks from "./clocks.ts"
 import { faults, rare } from "./faults.ts"
@@ -48,10 +51,19 @@ const withServer: ReadonlyArray<Job> = [...faults, ...rare].flatMap((fault) =>
   )
 )
 
+const stored: ReadonlyArray<Job> = [
+  ...(["Redis", ...(hasPostgres ? ["PostgreSQL"] as const : [])] as const).map((kind) => ({
+    name: `stored on a ${kind} that is restarted, by processes that are killed`,
+    run: storedKills.run({ kind, kills: Number(values.kills), restarts: 4, stalls: 2 })
+  })),
+  ...outages.rows.filter(({ kind }) => hasPostgres || kind === "Redis")
+]
+
 const jobs: ReadonlyArray<Job> = [
   { name: "a process that is killed", run: kills.run(Number(values.kills)) },
   ...[-1, 1].map((by) => ({ name: `a clock that is wrong by ${by} h`, run: clocks.run(by * 3_600_000) })),
-  ...withServer
+  ...withServer,
+  ...stored
 ]
 
 const rows: Array<object> = []
@@ -61,10 +73,19 @@ const one = ({ name, run }: Job) =>
     Effect.map((outcomes) => {
       const problems = Array.from(new Set(outcomes.flatMap(({ problems }) => problems)))
       isWrong ||= problems.length > 0
+      const stored = outcomes.flatMap(({ stored }) => stored === undefined ? [] : [stored])
+      const most = (values: ReadonlyArray<number>) => Math.round(Math.max(...values))
       rows.push({
         "what": name,
         "requests": outcomes.reduce((sum, { submitted }) => sum + submitted, 0),
-        "back after, ms": Math.round(Math.max(...outcomes.map(({ back }) => back))),
+        "back after, ms": most(outcomes.map(({ back }) => back)),
+        ...(stored.length === 0 ? {} : {
+          "again": most(stored.map(({ again }) => again)),
+          "lost": most(stored.map(({ lost }) => lost)),
+          "at one time": most(stored.map(({ most }) => most)),
+          "in a window": most(stored.map(({ worst }) => worst)),
+          "what died after, ms": most(stored.map(({ crash }) => crash ?? 0))
+        }),
         "wrong": problems.length
       })
       console.log(`${problems.length === 0 ? "holds" : "WRONG"}  ${name}`)
