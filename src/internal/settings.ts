@@ -88,8 +88,9 @@ export const show = (value: unknown): string => {
   }
 }
 
-/** An id for an error's field, also when it is none. */
-export const nameOf = (id: unknown): string => typeof id === "string" ? id : show(id)
+/** An id for an error's field, also when it is none: then it may be of any length. */
+export const nameOf = (id: unknown): string =>
+  typeof id !== "string" ? show(id) : id.length > maxId ? `${id.slice(0, maxId)}…` : id
 
 const loneSurrogate = /\p{Surrogate}/u
 const unsafeCharacters = /[\p{Cc}\u2028\u2029\p{Surrogate}]/u
