@@ -1,6 +1,6 @@
 /** What a program around a queue can do to it: break its logger, put the machine to sleep, fill it, and say anything. */
 import { assert, describe, it } from "@effect/vitest"
-import { Cause, Clock, Duration, Effect, Exit, Fiber, Logger, Schedule, Stream } from "effect"
+import { Cause, Clock, Duration, Effect, Exit, Fiber, Layer, Logger, Schedule, Stream } from "effect"
 import { ModelConfig, ProviderProfile, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import { TestClock } from "effect/testing"
 import { setImmediate } from "node:timers/promises"
@@ -51,7 +51,7 @@ describe("a logger that throws", () => {
       assert.deepStrictEqual(yield* Stream.runCollect(manager.stream(Writer, null)), [1, 2, 3])
       assert.isAbove(logged, 3)
       yield* manager.shutdownAll()
-    }).pipe(Effect.scoped, Effect.provide(QueueManager.layer), Effect.provide(Logger.layer([broken])))
+    }).pipe(Effect.scoped, Effect.provide(Layer.provideMerge(QueueManager.layer, Logger.layer([broken]))))
   })
 })
 
@@ -229,7 +229,7 @@ describe("texts of strangers", () => {
         ]
         for (const exit of exits) assert.strictEqual(tagOf(exit), "RequestNotFound", named)
         const filter = { tenant: text, labels: own(text, text), ids: [text] }
-        assert.deepStrictEqual(yield* Effect.catch(manager.getRequests(Model, filter), () => Effect.succeed([])), [])
+        assert.deepStrictEqual(yield* Effect.orElseSucceed(manager.getRequests(Model, filter), () => []), [])
       }
       assert.deepStrictEqual(Object.getOwnPropertyNames(Object.prototype), before)
       assert.isAbove(calls.length, 40)

@@ -1,6 +1,6 @@
 /** What is kept of requests that have ended does not grow with how many there were. A file of its own: it weighs the heap. */
 import { assert, it } from "@effect/vitest"
-import { Effect, Fiber } from "effect"
+import { Effect, Fiber, Layer } from "effect"
 import { ModelConfig, QueueManager, RateLimiter } from "effect-llm-queue"
 import * as Metrics from "effect-llm-queue/Metrics"
 import { TestClock } from "effect/testing"
@@ -58,4 +58,4 @@ it.effect("thirty thousand requests leave no more behind than ten thousand do", 
     assert.deepStrictEqual([completed + failed + cancelled, next], [30_000, 30_000])
     // Twenty thousand more: what each left behind is less than a few pointers.
     assert.isBelow((last - first) / 20_000, 32)
-  }).pipe(Effect.scoped, Effect.provide(QueueManager.layer), Effect.provide(Metrics.layer({ tenants: 10 }))), 120_000)
+  }).pipe(Effect.scoped, Effect.provide(Layer.provide(QueueManager.layer, Metrics.layer({ tenants: 10 })))), 120_000)

@@ -2,7 +2,7 @@
 import { NodeHttpServer } from "@effect/platform-node"
 import { assert, describe, it } from "@effect/vitest"
 import { Cause, Effect, Exit, Fiber, Layer, Logger, Metric, Redacted, Schedule, Schema, Stream, Tracer } from "effect"
-import { ModelConfig, ProviderProfile, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
+import { ModelConfig, ProviderProfile, QueueManager, type QueueRequest, RateLimiter } from "effect-llm-queue"
 import * as QueueApi from "effect-llm-queue/Api"
 import * as Metrics from "effect-llm-queue/Metrics"
 import { FetchHttpClient, HttpClient, HttpClientRequest, HttpRouter, HttpServer } from "effect/http"
