@@ -22,9 +22,11 @@ import * as OpenApi from "effect/http-api/OpenApi"
 import type * as Etag from "effect/http/Etag"
 import * as HttpClient from "effect/http/HttpClient"
 import * as HttpClientRequest from "effect/http/HttpClientRequest"
+import * as HttpEffect from "effect/http/HttpEffect"
 import type * as HttpPlatform from "effect/http/HttpPlatform"
-import type * as HttpRouter from "effect/http/HttpRouter"
+import * as HttpRouter from "effect/http/HttpRouter"
 import * as HttpServerRequest from "effect/http/HttpServerRequest"
+import * as HttpServerRespondable from "effect/http/HttpServerRespondable"
 import * as HttpServerResponse from "effect/http/HttpServerResponse"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -552,7 +554,7 @@ const authorization = ({ token }: Options) =>
       Effect.gen(function*() {
         const request = yield* HttpServerRequest.HttpServerRequest
         const problem = access.problem(request, Redacted.value(credential), token)
-        if (problem === undefined) return told(request, yield* effect)
+        if (problem === undefined) return yield* effect
         return yield* problem === "token"
           ? new Unauthorized({ message: access.messages[problem] })
           : new Forbidden({ message: access.messages[problem] })
@@ -736,6 +738,16 @@ const acts = HttpApiBuilder.group(
   })
 )
 
+/** The longest id, as it is written in an address. */
+const maxParamLength = 256 * "%EF%BF%BF".length
+
+/** On a router of their own: that of the server takes no ids of more than a hundred characters, if it is not told to. */
+const routes = (options: Options) =>
+  HttpApiBuilder.layer(Api, { openapiPath: "/llm-queue/openapi.json" }).pipe(
+    Layer.provide([seen(options), acts]),
+    Layer.provide([authorization(options), acting(options)])
+  )
+
 /**
  * The routes of the API, for any HTTP server; its OpenAPI document is at `/llm-queue/openapi.json`.
  *
@@ -775,9 +787,23 @@ export const layer = (options: Options = {}): Layer.Layer<
   | Path.Path
   | QueueManager.QueueManager
 > =>
-  HttpApiBuilder.layer(Api, { openapiPath: "/llm-queue/openapi.json" }).pipe(
-    Layer.provide([seen(options), acts]),
-    Layer.provide([authorization(options), acting(options)])
+  HttpRouter.use((router) =>
+    HttpRouter.toHttpEffect(routes(options)).pipe(
+      Effect.provideService(HttpRouter.RouterConfig, { maxParamLength }),
+      // With that of the context it would be the server's own router again.
+      Effect.provideService(Layer.CurrentMemoMap, Layer.makeMemoMapUnsafe()),
+      Effect.flatMap((handled) =>
+        router.add(
+          "*",
+          "/llm-queue/*",
+          // Failures become responses further out: they are told in the same way.
+          HttpEffect.withPreResponseHandler(
+            Effect.catchTag(handled, "HttpServerError", HttpServerRespondable.toResponse),
+            (request, response) => Effect.succeed(told(request, response))
+          )
+        )
+      )
+    )
   )
 
 /**

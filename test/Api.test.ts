@@ -90,7 +90,7 @@ const raw = (path: string, headers: Record<string, string>, method = "GET") =>
 describe("Api", () => {
   it.live("shows queues, limits and requests, and no texts", () =>
     Effect.gen(function*() {
-      const { go, runs } = yield* busy
+      const { go, manager, runs } = yield* busy
       const { queues } = yield* client()
       const [queue] = yield* queues.list()
       assert.deepInclude(queue, { modelId: hostile, state: "open", depth: 2, running: 1, completed: 0 })
@@ -117,13 +117,18 @@ describe("Api", () => {
       const bad = yield* Effect.flip(queues.requests({ params, query: { limit: -1 } }))
       assert.strictEqual(bad._tag, "Invalid")
 
+      const begun = yield* Deferred.make<void>()
       const events = yield* Effect.forkChild(Effect.flatMap(queues.events(), (stream) =>
         stream.pipe(
+          Stream.tap(() => Deferred.succeed(begun, undefined)),
           Stream.filter(({ status }) => status === "failed"),
           Stream.take(1),
           Stream.runCollect
         )))
-      yield* Effect.sleep("50 millis")
+      // The first event that it hears of says that it listens.
+      while (!(yield* Deferred.isDone(begun))) {
+        yield* Effect.timeoutOption(manager.submit(Model, { prompt: "" }), "20 millis")
+      }
       yield* Deferred.succeed(go, undefined)
       assert.isTrue(Exit.isSuccess(yield* Fiber.join(runs)))
       const [failed] = yield* Fiber.join(events)

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Duration, Effect, Fiber, Layer, Metric, Stream } from "effect"
+import { Duration, Effect, Fiber, Layer, Logger, Metric, Stream } from "effect"
 import { ModelConfig, ProviderProfile, QueueManager, RateLimiter } from "effect-llm-queue"
 import * as Metrics from "effect-llm-queue/Metrics"
 import { TestClock } from "effect/testing"
@@ -185,6 +185,36 @@ describe("Metrics", () => {
       }))
       assert.strictEqual((yield* all).size, 0)
     }).pipe(withMetrics({ priorities: true, tenants: 2 })))
+
+  it.effect("are as many as were asked for, and numbers, whatever tenants there are and whatever is reported", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Plain = ModelConfig.makeUntyped<unknown, unknown, object>("plain", {
+        rateLimiters: [RateLimiter.tpm(1_000_000)],
+        usage: (result) => result as ModelConfig.Usage
+      })
+      yield* Effect.scoped(Effect.gen(function*() {
+        const nonsense = [Number.NaN, Number.POSITIVE_INFINITY, -1, 1e300, "7", null, {}]
+        yield* manager.registerQueue(
+          Plain,
+          ({ params }) => Effect.succeed({ inputTokens: params, outputTokens: params })
+        )
+        const ask = (index: number) =>
+          manager.submit(Plain, nonsense[index % nonsense.length], { ...estimates, tenant: `tenant ${index}` })
+        for (let index = 0; index < 20; index++) yield* ask(index)
+        const few = (yield* all).size
+        for (let index = 20; index < 1000; index++) yield* ask(index)
+        const many = yield* all
+        assert.strictEqual(many.size, few)
+        const values = Array.from(many, ([name, state]) => [name, "sum" in state ? state.sum : Object.values(state)[0]])
+        for (const [name, number] of values) assert.isTrue(Number.isFinite(number), `${name}: ${number}`)
+        assert.strictEqual(
+          yield* value("llm_queue_requests_total model=plain outcome=completed tenant=other"),
+          1000 - 3
+        )
+      }))
+      assert.strictEqual((yield* all).size, 0)
+    }).pipe(withMetrics({ tenants: 3 }), Effect.provide(Logger.layer([]))))
 
   it.effect("are not kept where nobody asks for them", () =>
     Effect.gen(function*() {

@@ -1055,9 +1055,9 @@ export const make = Effect.fnUntraced(function*(
     ))
     if (Exit.isFailure(next)) {
       if (!Pull.isDoneCause(next.cause)) {
-        yield* Effect.logWarning(
-          `The retry schedule of model ${modelId} broke: there is no further attempt`,
-          next.cause
+        // A logger can break, too.
+        yield* Effect.exit(
+          Effect.logWarning(`The retry schedule of model ${modelId} broke: there is no further attempt`, next.cause)
         )
       }
       return undefined

@@ -88,8 +88,9 @@ export const show = (value: unknown): string => {
   }
 }
 
-/** An id for an error's field, also when it is none. */
-export const nameOf = (id: unknown): string => typeof id === "string" ? id : show(id)
+/** An id for an error's field, also when it is none: then it may be of any length. */
+export const nameOf = (id: unknown): string =>
+  typeof id !== "string" ? show(id) : id.length > maxId ? `${id.slice(0, maxId)}…` : id
 
 const loneSurrogate = /\p{Surrogate}/u
 const unsafeCharacters = /[\p{Cc}\u2028\u2029\p{Surrogate}]/u
@@ -223,7 +224,7 @@ export const checkLabels = (labels: unknown): string | undefined => {
   const entries = Object.entries(labels)
   if (entries.length > 16) return `expected at most 16, got ${entries.length}`
   for (const [name, value] of entries) {
-    if (typeof value !== "string") return `${name}: expected a string, got ${show(value)}`
+    if (typeof value !== "string") return `${show(name)}: expected a string, got ${show(value)}`
     if (value.length > maxId || name.length > maxId) return `${show(name)}: expected at most ${maxId} characters`
   }
   return undefined
