@@ -167,6 +167,35 @@ describe("a queue with a hundred thousand waiting", () => {
   )
 })
 
+describe("a queue that everybody leaves", () => {
+  it.effect("is empty, however many leave at one time, and serves the next one", () =>
+    Effect.gen(function*() {
+      const manager = yield* QueueManager.QueueManager
+      const Model = ModelConfig.makeUntyped<number, number>("left", {
+        rateLimiters: [RateLimiter.rpm(10), RateLimiter.concurrent(5)],
+        capacity: 30_000
+      })
+      yield* manager.registerQueue(Model, ({ params }) => params < 0 ? Effect.succeed(params) : Effect.never)
+      // More than there is room for.
+      const fibers = yield* Effect.forEach(Array.from({ length: 40_000 }), (_, params) =>
+        Effect.forkChild(manager.submit(Model, params), { startImmediately: true }))
+      yield* TestClock.adjust(0)
+      const full = yield* manager.getQueueInfo(Model)
+      assert.deepStrictEqual([full.running, full.depth, full.suspended], [5, 30_000, 9995])
+      yield* Fiber.interruptAll(fibers)
+      const { depth, rateLimiters, running, suspended } = yield* manager.getQueueInfo(Model)
+      assert.deepStrictEqual([running, depth, suspended], [0, 0, 0])
+      // Those five were seen by the provider.
+      assert.deepStrictEqual(
+        rateLimiters.map(({ used }) =>
+          used
+        ),
+        [5, 0]
+      )
+      assert.strictEqual((yield* manager.submit(Model, -1)).result, -1)
+    }).pipe(Effect.scoped, Effect.provide(QueueManager.layer)), 60_000)
+})
+
 describe("texts of strangers", () => {
   const texts = [
     "__proto__",
@@ -203,6 +232,7 @@ describe("texts of strangers", () => {
         { dedupeKey: text },
         { labels: own(text, "value") },
         { labels: { name: text } },
+        { labels: Object.fromEntries([[text, 7 as never]]) },
         { metadata: own(text, text) }
       ]
       for (const text of texts) {

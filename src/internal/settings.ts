@@ -224,7 +224,7 @@ export const checkLabels = (labels: unknown): string | undefined => {
   const entries = Object.entries(labels)
   if (entries.length > 16) return `expected at most 16, got ${entries.length}`
   for (const [name, value] of entries) {
-    if (typeof value !== "string") return `${name}: expected a string, got ${show(value)}`
+    if (typeof value !== "string") return `${show(name)}: expected a string, got ${show(value)}`
     if (value.length > maxId || name.length > maxId) return `${show(name)}: expected at most ${maxId} characters`
   }
   return undefined
