@@ -4,12 +4,13 @@
  * @since 0.1.0
  */
 import type { ConnectionOptions, createPostgresBackend, PostgresConnectionOptions } from "bullmq"
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Random from "effect/Random"
 import { patience } from "./internal/bullmq/engine.ts"
 import * as manager from "./internal/bullmq/manager.ts"
+import * as settings from "./internal/settings.ts"
 import * as QueueManager from "./QueueManager.ts"
 
 /**
@@ -47,7 +48,7 @@ export interface Options {
   readonly takeAhead?: number | undefined
   /** After how long what a process held is given to another one, if it has not said that it is there. Default 30 seconds. */
   readonly lock?: Duration.Input | undefined
-  /** How often the process that holds a request may die before the request fails. Default 3. */
+  /** With how many deaths of processes that held it a request fails. Default 3. */
   readonly maxCrashes?: number | undefined
   /** How long the store may take to answer. Default 2 seconds. */
   readonly commandTimeout?: Duration.Input | undefined
@@ -56,8 +57,24 @@ export interface Options {
   readonly manager?: QueueManager.Options | undefined
 }
 
-const millis = (value: Duration.Input | undefined, otherwise: number): number =>
-  value === undefined ? otherwise : Duration.toMillis(Duration.fromInputUnsafe(value))
+const resolve = (options: Options) => {
+  const problems: Array<string> = []
+  const { codec, prefix = "llmq-jobs" } = options
+  const problem = settings.checkId(prefix)
+  if (problem !== undefined) problems.push(`prefix: ${problem}`)
+  if (codec !== undefined && (typeof codec.encode !== "function" || typeof codec.decode !== "function")) {
+    problems.push("codec: expected { encode, decode }")
+  }
+  return {
+    lock: settings.span("lock", options.lock, 30_000, 100, problems),
+    commandTimeout: settings.span("commandTimeout", options.commandTimeout, 2000, 1, problems),
+    takeAhead: settings.whole("takeAhead", options.takeAhead, 64, problems),
+    maxCrashes: settings.whole("maxCrashes", options.maxCrashes, 3, problems),
+    prefix,
+    codec: codec ?? { encode: Effect.succeed, decode: Effect.succeed },
+    problems
+  }
+}
 
 /**
  * A queue manager whose requests are stored.
@@ -88,7 +105,7 @@ const millis = (value: Duration.Input | undefined, otherwise: number): number =>
  * @since 0.1.0
  */
 export const layer = (options: Options = {}): Layer.Layer<QueueManager.QueueManager> => {
-  const commandTimeout = millis(options.commandTimeout, 2000)
+  const { commandTimeout, prefix, ...resolved } = resolve(options)
   const connection = options.connection ?? { host: "127.0.0.1", port: 6379 }
   const isRedis = options.backend === undefined && typeof connection === "object" && !("duplicate" in connection)
   return Layer.effect(
@@ -96,8 +113,9 @@ export const layer = (options: Options = {}): Layer.Layer<QueueManager.QueueMana
     Effect.flatMap(Random.Random, (random) => {
       const { asked, waiting } = patience(commandTimeout, () => random.nextDoubleUnsafe())
       return manager.make({
+        ...resolved,
         store: {
-          prefix: options.prefix ?? "llmq-jobs",
+          prefix,
           commandTimeout,
           // What is asked for while the server is away fails, instead of being done when nobody waits for it any more.
           asked: isRedis
@@ -105,11 +123,7 @@ export const layer = (options: Options = {}): Layer.Layer<QueueManager.QueueMana
             : connection,
           waiting: isRedis ? { ...waiting, ...connection, maxRetriesPerRequest: null } : connection,
           backend: options.backend
-        },
-        codec: options.codec ?? { encode: Effect.succeed, decode: Effect.succeed },
-        lock: millis(options.lock, 30_000),
-        takeAhead: options.takeAhead ?? 64,
-        maxCrashes: options.maxCrashes ?? 3
+        }
       }, options.manager ?? {})
     })
   )

@@ -58,21 +58,9 @@ export interface Options {
 const millis = (value: Duration.Input | undefined, otherwise: number): number =>
   value === undefined ? otherwise : Duration.toMillis(Duration.fromInputUnsafe(value))
 
-const day = 86_400_000
-
 /** Options with every default, and what is wrong with them. */
 const resolve = (options: Options): limiter.Options => {
   const problems: Array<string> = []
-  const span = (name: string, value: unknown, otherwise: number, least: number): number => {
-    const parsed = value === undefined ? otherwise : settings.millis(value)
-    if (parsed !== undefined && parsed >= least && parsed <= day) return parsed
-    problems.push(
-      `${name}: expected a duration from ${Duration.format(Duration.millis(least))} to a day, got ${
-        settings.show(value)
-      }`
-    )
-    return otherwise
-  }
   const oneOf = <A extends string>(name: string, value: unknown, all: readonly [A, ...Array<A>]): A => {
     const found = value === undefined ? all[0] : all.find((each) => each === value)
     if (found !== undefined) return found
@@ -84,9 +72,9 @@ const resolve = (options: Options): limiter.Options => {
   if (problem !== undefined) problems.push(`prefix: ${problem}`)
   return {
     prefix,
-    lease: Math.ceil(span("lease", options.lease, 30_000, 100)),
-    margin: span("margin", options.margin, 100, 0),
-    commandTimeout: span("commandTimeout", options.commandTimeout, 2000, 1),
+    lease: Math.ceil(settings.span("lease", options.lease, 30_000, 100, problems)),
+    margin: settings.span("margin", options.margin, 100, 0, problems),
+    commandTimeout: settings.span("commandTimeout", options.commandTimeout, 2000, 1, problems),
     whenAway: oneOf("whenAway", options.whenAway, ["wait", "fail", "share"]),
     onConflict: oneOf("onConflict", options.onConflict, ["fail", "replace"]),
     problems

@@ -264,6 +264,22 @@ export const whole = (name: string, value: unknown, otherwise: number, problems:
   return otherwise
 }
 
+/** Milliseconds of an option that is a duration from `least` to a day. */
+export const span = (
+  name: string,
+  value: unknown,
+  otherwise: number,
+  least: number,
+  problems: Array<string>
+): number => {
+  const parsed = value === undefined ? otherwise : millis(value)
+  if (parsed !== undefined && parsed >= least && parsed <= day) return parsed
+  problems.push(
+    `${name}: expected a duration from ${Duration.format(Duration.millis(least))} to a day, got ${show(value)}`
+  )
+  return otherwise
+}
+
 const isType = (value: unknown): value is RateLimiter.Type =>
   value === "concurrent" || (typeof value === "string" && Object.hasOwn(defaultPeriods, value))
 

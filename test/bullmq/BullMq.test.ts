@@ -247,7 +247,7 @@ describe.runIf(hasRedis)("stored queues", () => {
     }).pipe(Effect.scoped), 30_000)
 
   it("have the end that was stored, whatever the store had failed with before", () => {
-    const returnvalue = { ...noTimes, status: "completed", result: "1" } as const
+    const returnvalue = { ...noTimes, submission: "s", status: "completed", result: "1" } as const
     const job = { data: {}, failedReason: "READONLY You can't write", finishedOn: 1, returnvalue } as StoredJob
     assert.deepStrictEqual(endOf(job), returnvalue)
   })

@@ -14,23 +14,22 @@ import type { StoredEnd, StoredRequest } from "./stored.ts"
 
 export interface StoredJob {
   readonly id: string
+  /** Of which submission it is: there may have been another job with its id before. */
+  readonly name: string
   readonly data: StoredRequest
   /** Milliseconds since 1970, by the clock of the process that did it. */
   readonly finishedOn?: number | null | undefined
   readonly processedOn?: number | null | undefined
   readonly failedReason?: string | null | undefined
   readonly progress?: unknown
-  readonly returnvalue: StoredEnd | null
-  readonly stalledCounter: number
+  readonly returnvalue: unknown
   readonly updateData: (data: StoredRequest) => Promise<void>
-  readonly updateProgress: (progress: object) => Promise<void>
   readonly changePriority: (options: { readonly priority: number }) => Promise<void>
-  readonly getState: () => Promise<string>
   readonly moveToWait: (token: string) => Promise<number>
   readonly remove: () => Promise<void>
 }
 
-type State = "active" | "prioritized" | "waiting" | "failed" | "completed" | "delayed" | "paused"
+export type State = "active" | "prioritized" | "waiting" | "failed" | "completed" | "delayed" | "paused"
 
 export interface JobQueue {
   readonly add: (
@@ -48,17 +47,26 @@ export interface JobQueue {
   readonly getJobs: (states: ReadonlyArray<State>, start: number, end: number, ascending: boolean) => Promise<
     ReadonlyArray<StoredJob | undefined>
   >
+  readonly getJobState: (jobId: string) => Promise<State | "unknown" | "waiting-children">
   readonly getJobCounts: (...states: ReadonlyArray<State>) => Promise<Partial<Record<State, number>>>
   readonly isPaused: () => Promise<boolean>
   readonly pause: () => Promise<void>
   readonly resume: () => Promise<void>
+  readonly toKey: (type: string) => string
+  readonly keys: { readonly events: string }
   readonly backend: {
+    readonly changePriority: (jobId: string, priority: number) => Promise<void>
+    /** Of Redis. */
     readonly client?: Promise<{
       readonly defineCommand: (
         name: string,
         definition: { readonly numberOfKeys: number; readonly lua: string }
       ) => void
-      readonly runCommand: (name: string, args: []) => Promise<readonly [string | number, string | number]>
+      readonly runCommand: (name: string, args: ReadonlyArray<string>) => Promise<unknown>
+    }>
+    /** Of PostgreSQL. */
+    readonly query?: (text: string, values: ReadonlyArray<unknown>) => Promise<{
+      readonly rows: ReadonlyArray<Readonly<Record<string, unknown>>>
     }>
   }
   readonly waitUntilReady: () => Promise<unknown>
@@ -113,12 +121,66 @@ export interface Store {
   readonly backend: typeof createPostgresBackend | undefined
 }
 
-/** Milliseconds since 1970 by the server's clock, if it has one that can be asked for. */
-export const timeOf = (queue: JobQueue): Promise<number> | undefined =>
-  queue.backend.client?.then((client) => {
-    client.defineCommand("llmqTime", { numberOfKeys: 0, lua: "return redis.call('TIME')" })
-    return client.runCommand("llmqTime", [])
-  }).then(([seconds, micros]) => Number(seconds) * 1000 + Number(micros) / 1000)
+const runLua = (
+  { backend }: JobQueue,
+  name: string,
+  lua: string,
+  keys: ReadonlyArray<string>,
+  args: ReadonlyArray<string>
+): Promise<unknown> =>
+  backend.client!.then((client) => {
+    client.defineCommand(name, { numberOfKeys: keys.length, lua })
+    return client.runCommand(name, [...keys, ...args])
+  })
+
+/** Milliseconds since 1970 by the server's clock. */
+export const timeOf = async (queue: JobQueue): Promise<number> => {
+  if (queue.backend.query !== undefined) {
+    const { rows } = await queue.backend.query("SELECT extract(epoch FROM clock_timestamp()) * 1000 AS now", [])
+    return Number(rows[0]!["now"])
+  }
+  const [seconds, micros] = await runLua(queue, "llmqTime", "return redis.call('TIME')", [], []) as [string, string]
+  return Number(seconds) * 1000 + Number(micros) / 1000
+}
+
+const cancelLua = `
+local job = redis.call('HMGET', KEYS[1], 'name', 'finishedOn', 'progress')
+if not job[1] then return 'missing' end
+if job[1] ~= ARGV[2] then return 'missing' end
+if job[2] or (job[3] and string.find(job[3], '"cancelled"', 1, true)) then return 'ended' end
+redis.call('HSET', KEYS[1], 'progress', ARGV[3])
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', 10000, '*', 'event', 'progress', 'jobId', ARGV[1], 'data', ARGV[3])
+return 'cancelled'
+`
+
+const cancelSql = `
+WITH job AS (
+  SELECT finished_at_ms IS NOT NULL OR coalesce(jsonb_exists(progress, 'cancelled'), false) AS ended
+  FROM job WHERE queue = $1 AND id = $2 AND name = $3 FOR UPDATE
+)
+SELECT ended, CASE WHEN ended THEN NULL ELSE update_progress($1, $2, $4::jsonb) END FROM job
+`
+
+/**
+ * Writes at a job that it was cancelled, if it has not ended, in one step: from then on that is its end, whatever comes of
+ * who may be processing it. It is of this submission only.
+ */
+export const cancelJob = async (
+  queue: JobQueue,
+  name: string,
+  jobId: string,
+  submission: string,
+  cancelled: { readonly cancelled: StoredEnd }
+): Promise<"cancelled" | "ended" | "missing"> => {
+  const text = JSON.stringify(cancelled)
+  if (queue.backend.query === undefined) {
+    const keys = [queue.toKey(jobId), queue.keys.events]
+    return await runLua(queue, "llmqCancel", cancelLua, keys, [jobId, submission, text]) as "cancelled"
+  }
+  const { rows } = await queue.backend.query(cancelSql, [name, jobId, submission, text])
+  const [row] = rows
+  return row === undefined ? "missing" : row["ended"] === true ? "ended" : "cancelled"
+}
 
 /** Seconds for which a client waits for something to come, in one command. */
 const blocks = 5
@@ -201,7 +263,8 @@ export const openWorker = (
       lockDuration: options.lock,
       lockRenewTime: options.lock / 3,
       stalledInterval: Math.max(1000, options.lock / 3),
-      maxStalledCount: options.maxCrashes
+      // The next one is too much.
+      maxStalledCount: options.maxCrashes - 1
     }, backend as undefined) as unknown as JobWorker
   )
 

@@ -6,8 +6,8 @@ import * as Clock from "effect/Clock"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
-import * as Semaphore from "effect/Semaphore"
 import * as Stream from "effect/Stream"
 import * as QueueError from "../../QueueError.ts"
 import type * as QueueManager from "../../QueueManager.ts"
@@ -18,9 +18,11 @@ import * as memory from "../manager.ts"
 import type { Processor } from "../modelQueue.ts"
 import { show } from "../observer.ts"
 import * as settings from "../settings.ts"
-import type { StoredJob } from "./engine.ts"
+import type { JobQueue, State, StoredJob } from "./engine.ts"
 import * as models from "./model.ts"
-import { endOf, idOf } from "./queue.ts"
+import { endOf, idOf, isOurs } from "./queue.ts"
+import type { Local } from "./serving.ts"
+import * as stored from "./stored.ts"
 
 type Unopened = QueueError.InvalidConfiguration | QueueError.QueueUnavailable | QueueError.QueueShutdown
 
@@ -32,8 +34,8 @@ const typed = (manager: Untyped) => manager as unknown as Service
 
 const untyped = (manager: Service) =>
   manager as unknown as {
-    readonly registerQueue: models.Local["register"]
-    readonly submitRequest: models.Local["submit"]
+    readonly registerQueue: Local["register"]
+    readonly submitRequest: Local["submit"]
   }
 
 /** How many stored requests are looked at by what is about many. */
@@ -53,13 +55,13 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
   const own = untyped(inner)
   const opened = new Map<string, models.Model>()
   const registered = new Map<string, Scope.Closeable>()
-  const opening = Semaphore.makeUnsafe(1)
+  const opening = new Map<string, Fiber.Fiber<models.Model, Unopened>>()
   let isOpen = true
   const defaultShutdown = settings.shutdown(inMemory.shutdown, settings.defaultShutdown, [])
   /** Of all queues, while they are shut down together. */
   let shutdown: QueueManager.Options["shutdown"]
 
-  const local: models.Local = {
+  const local: Local = {
     register: (model, processor) => own.registerQueue(model, processor),
     submit: (request) => own.submitRequest(request),
     cancel: (modelId, id) => Effect.ignore(inner.cancelRequest(modelId, id)),
@@ -71,32 +73,41 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
 
   // Models ---------------------------------------------------------------------------------------------------------
 
-  /** The stored queue of a model, opened when it is first needed. */
+  const openNow = (model: AnyModel): Effect.Effect<models.Model, Unopened> =>
+    Effect.suspend(() => {
+      const config = settings.resolve(model.modelId, model.definition, defaultShutdown)
+      if (!("modelId" in config)) {
+        const modelId = settings.nameOf(model.modelId)
+        return Effect.fail(new QueueError.InvalidConfiguration({ modelId, problems: [...options.problems, ...config] }))
+      }
+      if (options.problems.length > 0) {
+        const { modelId } = config
+        return Effect.fail(new QueueError.InvalidConfiguration({ modelId, problems: options.problems }))
+      }
+      return Effect.flatMap(Scope.fork(scope), (mine) =>
+        Scope.provide(models.make(model, config, options, local), mine).pipe(
+          // What does not open leaves nothing open.
+          Effect.onError((cause) =>
+            Scope.close(mine, Exit.failCause(cause))
+          ),
+          Effect.tap((made) => Effect.sync(() => opened.set(made.modelId, made)))
+        ))
+    })
+
+  /** The stored queue of a model, opened when it is first needed: once, for all that need it at that time. */
   const open = (model: AnyModel): Effect.Effect<models.Model, Unopened> =>
     Effect.suspend(() => {
-      const found = opened.get(model.modelId)
+      const { modelId } = model
+      const found = opened.get(modelId)
       if (found !== undefined) return Effect.succeed(found)
-      return opening.withPermit(Effect.suspend((): Effect.Effect<models.Model, Unopened> => {
-        const found = opened.get(model.modelId)
-        if (found !== undefined) return Effect.succeed(found)
-        if (!isOpen) return Effect.fail(shutDown(model.modelId, undefined))
-        const config = settings.resolve(model.modelId, model.definition, defaultShutdown)
-        if (!("modelId" in config)) {
-          const modelId = settings.nameOf(model.modelId)
-          return Effect.fail(new QueueError.InvalidConfiguration({ modelId, problems: config }))
-        }
-        return Effect.flatMap(Scope.fork(scope), (mine) =>
-          Scope.provide(models.make(model, config, options, local), mine).pipe(
-            // What does not open leaves nothing open.
-            Effect.onError((cause) =>
-              Scope.close(mine, Exit.failCause(cause))
-            ),
-            Effect.map((made) => {
-              opened.set(made.modelId, made)
-              return made
-            })
-          ))
-      }))
+      if (!isOpen) return Effect.fail(shutDown(modelId, undefined))
+      const others = opening.get(modelId)
+      if (others !== undefined) return Fiber.join(others)
+      const whole = Effect.ensuring(openNow(model), Effect.sync(() => opening.delete(modelId)))
+      return Effect.flatMap(Effect.forkIn(whole, scope), (fiber) => {
+        if (opened.get(modelId) === undefined) opening.set(modelId, fiber)
+        return Fiber.join(fiber)
+      })
     })
 
   const known = (model: AnyModel | string): Effect.Effect<models.Model, QueueError.ModelNotRegistered> =>
@@ -132,23 +143,30 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
           return yield* new QueueError.InvalidConfiguration({ modelId: settings.nameOf(model.modelId), problems })
         }
       }
-      for (const { model } of items) {
-        if (registered.has(model.modelId)) {
-          return yield* new QueueError.ModelAlreadyRegistered({ modelId: model.modelId })
-        }
+      const ids = new Set<string>(registered.keys())
+      for (const { model: { modelId } } of items) {
+        if (ids.has(modelId)) return yield* new QueueError.ModelAlreadyRegistered({ modelId })
+        ids.add(modelId)
       }
-      const mine = yield* Scope.make()
+      /** Closes alone, too, when its model is unregistered. */
+      const registerOne = Effect.fnUntraced(function*({ model, processor }: Registration, mine: Scope.Closeable) {
+        const opened = yield* open(model)
+        const config = settings.resolve(model.modelId, model.definition, defaultShutdown)
+        const problem = "modelId" in config ? opened.adopt(model, config) : undefined
+        if (problem !== undefined) return yield* problem
+        yield* Scope.provide(opened.serve(processor), mine)
+      })
+      const scopes = yield* Effect.forEach(items, ({ model }) =>
+        Effect.map(Scope.make(), (mine) => {
+          registered.set(model.modelId, mine)
+          return [model.modelId, mine] as const
+        }))
       const close = (exit: Exit.Exit<unknown, unknown>) =>
-        Effect.suspend(() => {
-          for (const { model } of items) if (registered.get(model.modelId) === mine) registered.delete(model.modelId)
+        Effect.forEach(scopes, ([modelId, mine]) => {
+          if (registered.get(modelId) === mine) registered.delete(modelId)
           return Scope.close(mine, exit)
-        })
-      for (const { model } of items) registered.set(model.modelId, mine)
-      yield* Effect.forEach(
-        items,
-        ({ model, processor }) => Effect.flatMap(open(model), (model) => Scope.provide(model.serve(processor), mine)),
-        { discard: true }
-      ).pipe(
+        }, { concurrency: "unbounded", discard: true })
+      yield* Effect.forEach(items, (item, index) => registerOne(item, scopes[index]![1]), { discard: true }).pipe(
         Effect.onError((cause) => close(Exit.failCause(cause)))
       )
       yield* Scope.addFinalizerExit(outer, close)
@@ -157,15 +175,14 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
   // Requests -------------------------------------------------------------------------------------------------------
 
   const submitRequest = (request: AnyRequest): Effect.Effect<Snapshot, Failure> =>
-    Effect.flatMap(
+    Effect.suspend(() => {
+      if (!isOpen) return Effect.fail(shutDown(request.model.modelId, request.id))
       // A model that cannot be stored is the caller's mistake.
-      Effect.catchTag(open(request.model), "InvalidConfiguration", ({ modelId, problems }) =>
-        Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(request.id), problems }))),
-      (model) =>
-        Effect.suspend(() =>
-          isOpen ? model.submit(request) : Effect.fail(shutDown(model.modelId, request.id))
-        )
-    )
+      const model = Effect.catchTag(open(request.model), "InvalidConfiguration", ({ modelId, problems }) =>
+        Effect.fail(new QueueError.InvalidRequest({ modelId, requestId: settings.nameOf(request.id), problems })))
+      return Effect.flatMap(model, (model) =>
+        model.submit(request))
+    })
 
   /** What the store answers in time; else there is nothing, which the log says. */
   const readable = <A>(effect: Effect.Effect<A, string>, otherwise: A): Effect.Effect<A> =>
@@ -176,21 +193,27 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     effect: Effect.Effect<A, QueueError.RequestNotFound | QueueError.QueueUnavailable>
   ): Effect.Effect<A, QueueError.RequestNotFound> => Effect.catchTag(effect, "QueueUnavailable", Effect.die)
 
+  /** What has to have been written when this has ended. */
+  const written = (model: models.Model, f: (queue: JobQueue) => Promise<unknown>) =>
+    Effect.orDie(Effect.mapError(model.queue.ask(f), model.unavailable(undefined)))
+
   /** The stored requests that have not ended and are meant, what is taken first. */
   const meant = Effect.fnUntraced(function*(model: models.Model, filter: QueueManager.RequestFilter) {
     const matches = settings.requestFilter(filter)
     if (typeof matches !== "function") {
       return yield* new QueueError.InvalidRequest({ modelId: model.modelId, requestId: "", problems: matches })
     }
-    const jobs = yield* readable(
-      model.queue.ask((queue) => queue.getJobs(["active", "prioritized", "waiting"], 0, mostListed - 1, true)),
-      []
-    )
     const at = model.now()
-    const described = yield* Effect.forEach(
-      jobs.filter((job): job is StoredJob => job !== undefined && !model.isOver(job)),
-      (job) => Effect.map(model.snapshot(job), (response) => ({ job, response }))
-    )
+    const listed = (taken: boolean, states: ReadonlyArray<State>) =>
+      Effect.flatMap(
+        readable(model.queue.ask((queue) => queue.getJobs(states, 0, mostListed - 1, true)), []),
+        (jobs) =>
+          Effect.forEach(
+            jobs.filter((job): job is StoredJob => isOurs(job) && !model.isOver(job, taken)),
+            (job) => Effect.map(model.snapshot(job, taken), (response) => ({ job, response }))
+          )
+      )
+    const described = [...yield* listed(true, ["active"]), ...yield* listed(false, ["prioritized", "waiting"])]
     return yield* Effect.try({
       try: () =>
         described.filter(({ job: { data, id }, response }) =>
@@ -232,7 +255,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
         : model.isDraining()
         ? "draining"
         : "open",
-      capacity: model.config.capacity,
+      capacity: model.config().capacity,
       depth: prioritized + waiting + paused + taken,
       suspended: model.suspended(),
       running: Math.max(0, active - taken),
@@ -254,29 +277,28 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     )
 
   const letters = Effect.fnUntraced(function*(model: models.Model) {
-    const { letterCount, retainCount } = model.config
+    const { letterCount, retainCount } = model.config()
     if (letterCount === 0) return []
     // Those that were cancelled are among them.
     const most = Math.min(mostListed, Math.max(letterCount, retainCount))
     const jobs = yield* readable(model.queue.ask((queue) => queue.getJobs(["failed"], 0, most - 1, false)), [])
     const listed = yield* Effect.forEach(
-      jobs.filter((job): job is StoredJob => job !== undefined && endOf(job)?.status === "failed")
+      jobs.filter((job): job is StoredJob => isOurs(job) && endOf(job)?.status === "failed")
         .slice(0, letterCount)
         .toReversed(),
       Effect.fnUntraced(function*(job) {
-        const response = yield* model.snapshot(job)
-        const params = yield* Effect.exit(model.codecs.params.decode(job.data.params))
-        if (response.status !== "failed" || Exit.isFailure(params)) return []
-        const { createdAt, expiresAt, hasDeadline, headStart, options, processingTimeout } = job.data
+        const response = yield* model.snapshot(job, false)
+        const request = yield* Effect.option(stored.requestOf(model.codecs(), job.data))
+        if (response.status !== "failed" || request._tag === "None") return []
+        const { createdAt, expiresAt, hasDeadline, headStart, processingTimeout } = job.data
         return [{
           requestId: response.requestId,
-          request: QueueRequest.make(model.model as AnyRequest["model"], {
-            ...options,
+          request: QueueRequest.make(model.model() as AnyRequest["model"], {
+            ...request.value,
             id: response.requestId,
-            params: params.value,
             priority: headStart / 1000,
             timeout: expiresAt === undefined || hasDeadline ? undefined : expiresAt - createdAt,
-            processingTimeout
+            processingTimeout: processingTimeout ?? Number.POSITIVE_INFINITY
           }),
           response,
           failedAt: job.finishedOn ?? clock.currentTimeMillisUnsafe(),
@@ -289,12 +311,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
 
   /** What is known about its end stays, as long as ends are kept; its parameters do not. */
   const discard = (model: models.Model, job: StoredJob) =>
-    readable(
-      model.queue.ask(() =>
-        model.config.retainCount === 0 ? job.remove() : job.updateData({ ...job.data, params: "" })
-      ),
-      undefined
-    )
+    written(model, () => model.config().retainCount === 0 ? job.remove() : job.updateData({ ...job.data, params: "" }))
 
   const close = (options: QueueManager.Options["shutdown"]): Effect.Effect<void> =>
     Effect.suspend(() => {
@@ -317,11 +334,11 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
   /** What is too large is told by the limits as they are. */
   const setLimits = (
     of: AnyModel | string,
-    resolve: (limited: settings.Settings) => ReturnType<typeof settings.resolveUpdate>
+    resolve: (config: settings.Settings) => ReturnType<typeof settings.resolveUpdate>
   ) =>
     Effect.sync(() => {
       const model = opened.get(modelIdOf(of))
-      const resolved = model === undefined ? undefined : resolve(model.limited())
+      const resolved = model === undefined ? undefined : resolve(model.config())
       if (resolved !== undefined && "limits" in resolved) model?.setLimits(resolved.limits)
     })
 
@@ -355,7 +372,7 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
         const model = yield* modelOf(of)
         const cancelled = yield* Effect.forEach(
           yield* meant(model, filter),
-          ({ job }) => orDie(model.end(job)),
+          ({ job }) => orDie(model.end(idOf(job.id), job.name, job.data)),
           { concurrency: 16 }
         )
         return cancelled.filter((isCancelled) => isCancelled).length
@@ -370,35 +387,32 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
           const problems = [`priority: ${headStart}`]
           return yield* new QueueError.InvalidRequest({ modelId: model.modelId, requestId, problems })
         }
-        if (model.isOver(job) || model.isTaken(job)) return false
-        yield* readable(
-          model.queue.ask(() =>
-            job.updateData({
-              ...job.data,
-              headStart,
-              options: { ...job.data.options, priority: headStart / 1000 }
-            }).then(() => job.changePriority({ priority: model.priorityOf(job.data.createdAt, headStart) }))
-          ),
-          undefined
+        const taken = yield* orDie(model.isTaken(job))
+        if (taken || model.isOver(job, taken)) return false
+        yield* written(
+          model,
+          () =>
+            job.updateData({ ...job.data, headStart, options: { ...job.data.options, priority: headStart / 1000 } })
+              .then(() => job.changePriority({ priority: model.priorityOf(job.data.createdAt, headStart) }))
         )
         return true
       }
     ),
     pauseQueue: Effect.fn("QueueManager.pauseQueue")(function*(of: AnyModel | string) {
       const model = yield* modelOf(of)
-      yield* readable(model.queue.ask((queue) => queue.pause()), undefined)
+      yield* written(model, (queue) => queue.pause())
       yield* local.setPaused(model.modelId, true)
     }),
     resumeQueue: Effect.fn("QueueManager.resumeQueue")(function*(of: AnyModel | string) {
       const model = yield* modelOf(of)
       model.setDraining(false)
-      yield* readable(model.queue.ask((queue) => queue.resume()), undefined)
+      yield* written(model, (queue) => queue.resume())
       yield* local.setPaused(model.modelId, false)
     }),
     drainQueue: Effect.fn("QueueManager.drainQueue")(function*(of: AnyModel | string) {
       const model = yield* modelOf(of)
       model.setDraining(true)
-      yield* readable(model.queue.ask((queue) => queue.resume()), undefined)
+      yield* written(model, (queue) => queue.resume())
       yield* local.setPaused(model.modelId, false)
       while (model.isDraining()) {
         if (yield* isEmpty(model)) return true
@@ -423,9 +437,9 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
           waitForCompletion: false
         })
         if (!isOpen) return yield* shutDown(model.modelId, again.id)
-        const data = yield* model.accept(again)
+        const accepted = yield* model.accept(again)
         yield* discard(model, letter.job)
-        return model.pending(again.id, data)
+        return accepted
       }
     ),
     removeDeadLetters: Effect.fn("QueueManager.removeDeadLetters")(
@@ -438,7 +452,8 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     ),
     getStatus: Effect.fn("QueueManager.getStatus")(function*(of: AnyModel | string, requestId: string) {
       const model = yield* modelOf(of)
-      return yield* model.snapshot(yield* orDie(model.find(requestId)))
+      const job = yield* orDie(model.find(requestId))
+      return yield* model.snapshot(job, yield* orDie(model.isTaken(job)))
     }),
     getRequests: Effect.fn("QueueManager.getRequests")(
       function*(
@@ -487,12 +502,12 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
     updateRateLimiters: (...args: Parameters<Service["updateRateLimiters"]>) =>
       Effect.tap(
         inner.updateRateLimiters(...args),
-        () => setLimits(args[0], (limited) => settings.resolveUpdate(args[1], limited))
+        () => setLimits(args[0], (config) => settings.resolveUpdate(args[1], config))
       ),
     changeLimit: (...args: Parameters<Service["changeLimit"]>) =>
       Effect.tap(
         inner.changeLimit(...args),
-        () => setLimits(args[0], (limited) => settings.resolveChange(args[1], limited))
+        () => setLimits(args[0], (config) => settings.resolveChange(args[1], config))
       ),
     shutdownAll: close,
     events: inner.events

@@ -6,23 +6,28 @@
  */
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
-import type * as Scope from "effect/Scope"
+import type * as Fiber from "effect/Fiber"
+import * as Scope from "effect/Scope"
 import * as settings from "../settings.ts"
-import { type JobQueue, openEvents, openQueue, type Store, type StoredJob, timeOf } from "./engine.ts"
-import { endOfReason, noTimes, type StoredEnd } from "./stored.ts"
+import { cancelJob, type JobQueue, openEvents, openQueue, type Store, type StoredJob, timeOf } from "./engine.ts"
+import { endOfReason, isEnd, isRequest, readEnd, type StoredEnd } from "./stored.ts"
 
-/** What is told to whoever holds a job. */
-export interface Notice {
-  readonly cancel: true
-}
+/** What one who waits for an end hears: that the store has it no longer, or that this process does not listen any more. */
+export type Heard = StoredEnd | "lost" | "closed"
 
 export interface StoredQueue {
   readonly name: string
   readonly ask: <A>(f: (queue: JobQueue) => Promise<A>) => Effect.Effect<A, string>
-  /** Calls back when the job has ended, until that is undone. */
-  readonly onEnd: (jobId: string, f: (end: StoredEnd) => void) => () => void
-  /** Somebody has been told something about a job. */
-  readonly onNotice: (f: (jobId: string, notice: Notice) => void) => () => void
+  /** Goes on with something when nobody waits for it any more, as long as the queue is open. */
+  readonly later: <A>(effect: Effect.Effect<A, unknown>) => Effect.Effect<Fiber.Fiber<unknown>>
+  /** Calls back when a submission has ended, until that is undone. */
+  readonly onEnd: (jobId: string, submission: string, f: (heard: Heard) => void) => () => void
+  /** Looks whether those who wait for a job have missed its end. */
+  readonly look: (jobId: string) => Effect.Effect<void, string>
+  /** Writes that a submission was cancelled: its end from now on, unless it has ended. */
+  readonly cancel: (jobId: string, end: StoredEnd) => Effect.Effect<"cancelled" | "ended" | "missing", string>
+  /** Somebody has cancelled a submission. */
+  readonly onCancel: (f: (jobId: string, submission: string) => void) => () => void
   readonly onPause: (f: (isPaused: boolean) => void) => () => void
   /** What the server's clock is ahead of this one. */
   readonly offset: () => number
@@ -30,6 +35,8 @@ export interface StoredQueue {
 
 /** How often ends are looked up whose event did not come. */
 const lookup = 5000
+/** How many of those that wait are asked about at one time. */
+const atOnce = 16
 /** How often the server's clock is read. */
 const clockEvery = 30_000
 
@@ -38,17 +45,28 @@ export const jobIdOf = (id: string): string => `r-${settings.checkId(id) === und
 
 export const idOf = (jobId: string): string => decodeURIComponent(jobId.slice(2))
 
-/** How a job ended, if it has. */
-export const endOf = (job: StoredJob): StoredEnd | undefined => {
-  const { cancelledAt, early } = job.data
-  if (cancelledAt !== undefined) return early ?? { ...noTimes, status: "cancelled" }
-  if (job.finishedOn === undefined || job.finishedOn === null) return undefined
+/** Whether a job is one of ours, that this version can read. */
+export const isOurs = (job: StoredJob | undefined): job is StoredJob => {
+  if (job === undefined || !isRequest(job.data)) return false
+  try {
+    return jobIdOf(idOf(job.id)) === job.id
+  } catch {
+    return false
+  }
+}
+
+const cancelledEnd = (progress: unknown): StoredEnd | undefined =>
+  typeof progress === "object" && progress !== null && "cancelled" in progress && isEnd(progress.cancelled)
+    ? progress.cancelled
+    : undefined
+
+/** How a job ended, if it has. Who cancelled it was told that it is, so that counts before all else. */
+export const endOf = ({ failedReason, finishedOn, name, progress, returnvalue }: StoredJob): StoredEnd | undefined => {
+  const cancelled = cancelledEnd(progress)
+  if (cancelled !== undefined) return cancelled
+  if (typeof finishedOn !== "number") return undefined
   // What a worker of ours has returned is an end, also if the store had a failure before it.
-  const { failedReason, returnvalue } = job
-  if (returnvalue !== null) return returnvalue
-  return failedReason === undefined || failedReason === null || failedReason === ""
-    ? undefined
-    : endOfReason(failedReason)
+  return isEnd(returnvalue) ? returnvalue : endOfReason(name, failedReason ?? "")
 }
 
 const reasonOf = (error: unknown): string => error instanceof Error ? error.message : String(error)
@@ -62,13 +80,18 @@ export const make = Effect.fnUntraced(function*(
   // PostgreSQL knows queues by their names only.
   const name = store.backend === undefined ? model : `${encodeURIComponent(store.prefix)}/${model}`
   const clock = yield* Clock.Clock
+  const scope = yield* Scope.Scope
   const context = yield* Effect.context()
   const run = Effect.runForkWith(context)
   const within = <A>(promise: () => Promise<A>): Effect.Effect<A, string> =>
     Effect.timeoutOrElse(Effect.tryPromise({ try: promise, catch: reasonOf }), {
       duration: commandTimeout,
       orElse: () => Effect.fail(`no answer within ${commandTimeout} milliseconds`)
-    })
+    }).pipe(Effect.tap(() =>
+      Effect.sync(() => {
+        isDown = false
+      })
+    ))
   const closed = (
     { close, disconnect }: { readonly close: () => Promise<void>; readonly disconnect: () => Promise<void> }
   ) =>
@@ -92,23 +115,39 @@ export const make = Effect.fnUntraced(function*(
   queue.on("error", onError)
   events.on("error", onError)
 
-  const waiters = new Map<string, Set<(end: StoredEnd) => void>>()
-  const notices = new Set<(jobId: string, notice: Notice) => void>()
-  const pauses = new Set<(isPaused: boolean) => void>()
-  const ended = (jobId: string, end: StoredEnd) => {
-    const told = waiters.get(jobId)
-    waiters.delete(jobId)
-    for (const f of told ?? []) f(end)
+  interface Waiter {
+    readonly jobId: string
+    readonly told: Set<(heard: Heard) => void>
+    /** How often it was looked up in vain, one time after the other. */
+    missed: number
   }
-  // What a worker of ours has returned is an end.
-  events.on("completed", ({ jobId, returnvalue }) => ended(jobId, returnvalue as StoredEnd))
-  events.on("failed", ({ failedReason, jobId }) => ended(jobId, endOfReason(failedReason)))
+  /** By submission: a job may come to have the id of one that is gone. */
+  const waiters = new Map<string, Waiter>()
+  const cancels = new Set<(jobId: string, submission: string) => void>()
+  const pauses = new Set<(isPaused: boolean) => void>()
+  const tell = (submission: string, heard: Heard) => {
+    const waiter = waiters.get(submission)
+    waiters.delete(submission)
+    for (const f of waiter?.told ?? []) f(heard)
+  }
+  yield* Effect.addFinalizer(() =>
+    Effect.sync(() => {
+      for (const submission of Array.from(waiters.keys())) tell(submission, "closed")
+    })
+  )
+  const waitersOf = (jobId: string) => Array.from(waiters).filter(([, waiter]) => waiter.jobId === jobId)
+  /** The end of whichever submission it was. */
+  const ended = (jobId: string, end: StoredEnd | undefined) => {
+    if (end !== undefined) return tell(end.submission, end)
+    if (waitersOf(jobId).length > 0) run(Effect.ignore(look(jobId)))
+  }
+  events.on("completed", ({ jobId, returnvalue }) => ended(jobId, isEnd(returnvalue) ? returnvalue : undefined))
+  events.on("failed", ({ failedReason, jobId }) => ended(jobId, readEnd(failedReason)))
   events.on("progress", ({ data, jobId }) => {
-    isDown = false
-    if (typeof data !== "object" || data === null || !("cancel" in data)) return
-    for (const f of notices) f(jobId, { cancel: true })
-    // It has ended, whoever holds it.
-    if (waiters.has(jobId)) run(Effect.ignore(look(jobId)))
+    const end = cancelledEnd(data)
+    if (end === undefined) return
+    for (const f of cancels) f(jobId, end.submission)
+    tell(end.submission, end)
   })
   events.on("paused", () => {
     for (const f of pauses) f(true)
@@ -119,20 +158,38 @@ export const make = Effect.fnUntraced(function*(
 
   const look = (jobId: string) =>
     Effect.map(within(() => queue.getJob(jobId)), (job) => {
-      const end = job === undefined ? undefined : endOf(job)
-      if (end !== undefined) ended(jobId, end)
+      for (const [submission, waiter] of waitersOf(jobId)) {
+        if (job?.name !== submission) {
+          // It may not be there yet, or may be told at any moment.
+          if (++waiter.missed > patience) tell(submission, "lost")
+          continue
+        }
+        waiter.missed = 0
+        const end = endOf(job)
+        if (end !== undefined) tell(submission, end)
+      }
     })
-  const find = Effect.suspend(() => Effect.forEach(Array.from(waiters.keys()), look, { discard: true }))
-  yield* Effect.forkScoped(Effect.forever(Effect.andThen(Effect.sleep(lookup), Effect.ignore(find))))
+  /** How often one that waits is looked up in vain, until it is lost. */
+  const patience = 1 + Math.ceil(commandTimeout / lookup)
+  const over: ReadonlySet<string> = new Set(["completed", "failed", "unknown"])
+  const find = Effect.suspend(() =>
+    Effect.forEach(
+      new Set(Array.from(waiters.values(), ({ jobId }) => jobId)),
+      (jobId) =>
+        // All of it is read only when there is something to read.
+        Effect.ignore(
+          Effect.flatMap(within(() => queue.getJobState(jobId)), (state) => over.has(state) ? look(jobId) : Effect.void)
+        ),
+      { concurrency: atOnce, discard: true }
+    )
+  )
+  yield* Effect.forkScoped(Effect.forever(Effect.andThen(Effect.sleep(lookup), find)))
   yield* within(() => Promise.all([queue.waitUntilReady(), events.waitUntilReady()]))
 
-  // Of a server without a clock to be asked for, the processes' own have to agree.
   let offset = 0
   const readClock = Effect.suspend(() => {
-    const asked = timeOf(queue)
-    if (asked === undefined) return Effect.void
     const before = clock.currentTimeMillisUnsafe()
-    return Effect.map(within(() => asked), (time) => {
+    return Effect.map(within(() => timeOf(queue)), (time) => {
       offset = time - (before + clock.currentTimeMillisUnsafe()) / 2
     })
   })
@@ -146,16 +203,19 @@ export const make = Effect.fnUntraced(function*(
   return {
     name,
     ask: (f) => within(() => f(queue)),
-    onEnd: (jobId, f) => {
-      const mine = waiters.get(jobId) ?? new Set()
-      waiters.set(jobId, mine)
-      mine.add(f)
+    later: (effect) => Effect.forkIn(Effect.exit(effect), scope),
+    onEnd: (jobId, submission, f) => {
+      const waiter = waiters.get(submission) ?? { jobId, told: new Set(), missed: 0 }
+      waiters.set(submission, waiter)
+      waiter.told.add(f)
       return () => {
-        mine.delete(f)
-        if (mine.size === 0 && waiters.get(jobId) === mine) waiters.delete(jobId)
+        waiter.told.delete(f)
+        if (waiter.told.size === 0 && waiters.get(submission) === waiter) waiters.delete(submission)
       }
     },
-    onNotice: listen(notices),
+    look,
+    cancel: (jobId, end) => within(() => cancelJob(queue, name, jobId, end.submission, { cancelled: end })),
+    onCancel: listen(cancels),
     onPause: listen(pauses),
     offset: () => offset
   }

@@ -23,32 +23,29 @@ export interface Codec {
 export interface StoredRequest {
   readonly version: 1
   readonly params: string
-  readonly options: Pick<
-    QueueRequest.RequestOptions,
-    | "estimatedInputTokens"
-    | "estimatedCachedInputTokens"
-    | "estimatedOutputTokens"
-    | "maxOutputTokens"
-    | "labels"
-    | "tenant"
-    | "whenUnavailable"
-    | "metadata"
-    | "priority"
-  >
+  readonly options:
+    & Pick<
+      QueueRequest.RequestOptions,
+      | "estimatedInputTokens"
+      | "estimatedCachedInputTokens"
+      | "estimatedOutputTokens"
+      | "maxOutputTokens"
+      | "labels"
+      | "priority"
+      | "tenant"
+      | "whenUnavailable"
+    >
+    & { readonly metadata?: string | undefined }
   /** Milliseconds, as all times. */
   readonly headStart: number
   readonly createdAt: number
   /** Until when it must have ended; `undefined` for ever. */
   readonly expiresAt: number | undefined
   readonly hasDeadline: boolean
-  /** What it submits itself must end by then, too. */
-  readonly deadline: number | undefined
-  readonly processingTimeout: number | undefined
-  /** Distinguishes a submission from an earlier one with the same id. */
-  readonly submission: string
-  readonly cancelledAt?: number | undefined
-  /** How it has ended then, if that was not a cancellation. */
-  readonly early?: StoredEnd | undefined
+  /** That it, and what its processor submits, were given. */
+  readonly deadline?: number | undefined
+  /** `null` for ever. */
+  readonly processingTimeout: number | null
 }
 
 /** What is known about how a request went. */
@@ -62,21 +59,58 @@ export interface StoredTimes {
 
 /** How a request ended. */
 export type StoredEnd =
-  | ({ readonly status: "completed"; readonly result: string } & StoredTimes)
-  | ({ readonly status: "cancelled" } & StoredTimes)
-  | ({ readonly status: "failed"; readonly error: StoredError } & StoredTimes)
+  | ({ readonly status: "completed"; readonly result: string } & Ended)
+  | ({ readonly status: "cancelled" } & Ended)
+  | ({ readonly status: "failed"; readonly error: StoredError } & Ended)
+
+interface Ended extends StoredTimes {
+  /** Which one with its id it was. */
+  readonly submission: string
+}
 
 type StoredError =
   /** The processor's own, by the model's schema. */
   | { readonly of: "processor"; readonly text: string }
   /** The queue's. */
-  | { readonly of: "queue"; readonly error: unknown }
+  | { readonly of: "queue"; readonly text: string }
   /** A defect: only what it is. */
   | { readonly of: "defect"; readonly name: string }
   /** Too many processes died over it, or stood still. */
   | { readonly of: "crashes" }
 
-const anyQueueError = Schema.toCodecJson(Schema.Union([
+// What is in the store may have been written by another version, or by anybody.
+const isObject = (value: unknown): value is Readonly<Record<string, unknown>> =>
+  typeof value === "object" && value !== null
+
+/** Whether this version has written it, as the data of a job. */
+export const isRequest = (data: unknown): data is StoredRequest =>
+  isObject(data)
+  && data["version"] === 1
+  && typeof data["params"] === "string"
+  && isObject(data["options"])
+  && typeof data["headStart"] === "number"
+  && typeof data["createdAt"] === "number"
+
+const isError = (error: unknown): boolean =>
+  isObject(error) && (
+    error["of"] === "crashes"
+    || (error["of"] === "defect" && typeof error["name"] === "string")
+    || ((error["of"] === "processor" || error["of"] === "queue") && typeof error["text"] === "string")
+  )
+
+/** Whether this version has written it, as an end. */
+export const isEnd = (end: unknown): end is StoredEnd =>
+  isObject(end)
+  && typeof end["submission"] === "string"
+  && typeof end["queued"] === "number"
+  && typeof end["processed"] === "number"
+  && (
+    end["status"] === "cancelled"
+    || (end["status"] === "completed" && typeof end["result"] === "string")
+    || (end["status"] === "failed" && isError(end["error"]))
+  )
+
+const QueueErrors = Schema.Union([
   QueueError.RequestTooLarge,
   QueueError.BudgetExceeded,
   QueueError.InvalidRequest,
@@ -91,22 +125,27 @@ const anyQueueError = Schema.toCodecJson(Schema.Union([
   QueueError.RequestCancelled,
   QueueError.DuplicateRequest,
   QueueError.ModelNotRegistered
-]))
-
-const encodeQueueError = Schema.encodeUnknownEffect(anyQueueError)
-const decodeQueueError = Schema.decodeUnknownEffect(anyQueueError)
+])
 
 /** How the values of a model are written. */
 export interface Codecs {
   readonly params: Values
   readonly result: Values
   readonly error: Values
+  /** Of the queue's own errors. */
+  readonly queueError: Values
+  /** Of metadata: whatever JSON has. */
+  readonly json: Values
 }
 
 interface Values {
   readonly encode: (value: unknown) => Effect.Effect<string, string>
   readonly decode: (text: string) => Effect.Effect<unknown, string>
 }
+
+/** A codec is somebody else's: it may break, and say what it has read. */
+const guarded = <E>(effect: Effect.Effect<string, E>): Effect.Effect<string, E | string> =>
+  Effect.catchDefect(effect, () => Effect.fail("the codec broke"))
 
 /** `undefined` for a model without schemas. */
 export const codecsOf = (definition: ModelConfig.Definition, codec: Codec): Codecs | undefined => {
@@ -119,10 +158,10 @@ export const codecsOf = (definition: ModelConfig.Definition, codec: Codec): Code
     return {
       encode: (value) =>
         Effect.mapError(encode(value), String).pipe(
-          Effect.flatMap((written) => codec.encode(JSON.stringify(written ?? null)))
+          Effect.flatMap((written) => guarded(codec.encode(JSON.stringify(written ?? null))))
         ),
       decode: (text) =>
-        codec.decode(text).pipe(
+        guarded(codec.decode(text)).pipe(
           Effect.flatMap((text) => Effect.try({ try: () => JSON.parse(text) as unknown, catch: String })),
           Effect.flatMap((value) => Effect.mapError(decode(value), String))
         )
@@ -131,22 +170,52 @@ export const codecsOf = (definition: ModelConfig.Definition, codec: Codec): Code
   return {
     params: values(params),
     result: values(result),
-    error: values(Schema.isSchema(error) ? error : Schema.Never)
+    error: values(Schema.isSchema(error) ? error : Schema.Never),
+    queueError: values(QueueErrors),
+    json: values(Schema.Json)
   }
 }
 
-const defect = (error: unknown): StoredError => ({
-  of: "defect",
-  name: error instanceof Error ? error.name : typeof error
-})
+/** Of what is nobody's word only the kind is said: its text may hold anything. */
+export const kindOf = (error: unknown): string => error instanceof Error ? error.name : typeof error
+
+/** What was asked, but for when. */
+export const requestOf = (codecs: Codecs, { options, params }: StoredRequest) =>
+  Effect.gen(function*() {
+    const { metadata, ...others } = options
+    return {
+      ...others,
+      params: yield* codecs.params.decode(params),
+      metadata: metadata === undefined
+        ? undefined
+        // What JSON has of an object.
+        : (yield* codecs.json.decode(metadata)) as QueueRequest.RequestOptions["metadata"]
+    }
+  })
+
+const defect = (error: unknown): StoredError => ({ of: "defect", name: kindOf(error) })
 
 /** What the provider said may hold what it was asked. */
-const withoutTexts = (error: unknown): unknown =>
-  typeof error === "object" && error !== null && "cause" in error
-    ? { ...error, cause: { message: "not stored" } }
+const withoutCause = <E extends object>(error: E): E =>
+  "cause" in error
+    ? Object.assign(Object.create(Object.getPrototypeOf(error) as object), error, { cause: { message: "not stored" } })
     : error
 
-const errorOf = (codecs: Codecs, cause: Cause.Cause<Failure>): Effect.Effect<StoredError> => {
+/** Which request an end is of. */
+export interface Of {
+  readonly modelId: string
+  readonly requestId: string
+  readonly submission: string
+}
+
+/** Whether an error is this queue's word about this request: its processor may fail with those of others. */
+export const isOwn = ({ modelId, requestId }: Pick<Of, "modelId" | "requestId">, error: unknown): boolean =>
+  QueueError.isQueueError(error)
+  && "requestId" in error
+  && error.modelId === modelId
+  && error.requestId === requestId
+
+const errorOf = (codecs: Codecs, of: Of, cause: Cause.Cause<Failure>): Effect.Effect<StoredError> => {
   const reason = cause.reasons.find(Cause.isFailReason)
   if (reason === undefined) return Effect.succeed(defect(Cause.squash(cause)))
   const { error } = reason
@@ -154,34 +223,49 @@ const errorOf = (codecs: Codecs, cause: Cause.Cause<Failure>): Effect.Effect<Sto
   if (error instanceof QueueError.ProcessingError) {
     return Effect.succeed(defect(Cause.isCause(error.cause) ? Cause.squash(error.cause) : error.cause))
   }
-  const written = QueueError.isQueueError(error)
-    ? Effect.mapBoth(encodeQueueError(error), {
-      onSuccess: (error): StoredError => ({ of: "queue", error: withoutTexts(error) }),
-      onFailure: String
-    })
-    : Effect.map(codecs.error.encode(error), (text): StoredError => ({ of: "processor", text }))
-  return Effect.orElseSucceed(written, () => defect(error))
+  const asQueues = Effect.suspend(() =>
+    QueueError.isQueueError(error)
+      ? Effect.map(codecs.queueError.encode(withoutCause(error)), (text): StoredError => ({ of: "queue", text }))
+      : Effect.fail("")
+  )
+  const asProcessors = Effect.map(codecs.error.encode(error), (text): StoredError => ({ of: "processor", text }))
+  const [first, second] = isOwn(of, error) ? [asQueues, asProcessors] : [asProcessors, asQueues]
+  return Effect.catch(first, () => Effect.orElseSucceed(second, () => defect(error)))
 }
 
 /** What is stored of an end. A result that its schema does not take is the processor's fault. */
 export const endOf = (
   codecs: Codecs,
+  of: Of,
   exit: Exit.Exit<unknown, Failure>,
   times: StoredTimes
 ): Effect.Effect<StoredEnd> => {
+  const ended = { ...times, submission: of.submission }
   if (Exit.isSuccess(exit)) {
     return codecs.result.encode(exit.value).pipe(
-      Effect.map((result): StoredEnd => ({ ...times, status: "completed", result })),
-      Effect.catch((error) => Effect.succeed<StoredEnd>({ ...times, status: "failed", error: defect(error) }))
+      Effect.map((result): StoredEnd => ({ ...ended, status: "completed", result })),
+      Effect.orElseSucceed((): StoredEnd => ({
+        ...ended,
+        status: "failed",
+        error: { of: "defect", name: "UnencodableResult" }
+      }))
     )
   }
   const { cause } = exit
   const cancelled = cause.reasons.some((reason) =>
-    Cause.isFailReason(reason) && reason.error instanceof QueueError.RequestCancelled
+    Cause.isFailReason(reason) && reason.error instanceof QueueError.RequestCancelled && isOwn(of, reason.error)
   )
-  if (cancelled || Cause.hasInterruptsOnly(cause)) return Effect.succeed({ ...times, status: "cancelled" })
-  return Effect.map(errorOf(codecs, cause), (error) => ({ ...times, status: "failed", error }))
+  if (cancelled || Cause.hasInterruptsOnly(cause)) return Effect.succeed({ ...ended, status: "cancelled" })
+  return Effect.map(errorOf(codecs, of, cause), (error) => ({ ...ended, status: "failed", error }))
 }
+
+/** The end of a request that broke what looks after it: a codec, say. */
+export const brokenEnd = (submission: string, times: StoredTimes, name: string): StoredEnd => ({
+  ...times,
+  submission,
+  status: "failed",
+  error: { of: "defect", name }
+})
 
 export const noTimes: StoredTimes = {
   queued: 0,
@@ -229,8 +313,9 @@ const causeOf = (
         Effect.orElseSucceed(() => broken(modelId, requestId, "its error does not fit the model's schema any more"))
       )
     case "queue":
-      return decodeQueueError(error.error).pipe(
-        Effect.map((error) => Cause.fail(error)),
+      return codecs.queueError.decode(error.text).pipe(
+        // As its schema says.
+        Effect.map((error) => Cause.fail(error as QueueError.SubmitError)),
         Effect.orElseSucceed(() => broken(modelId, requestId, "its error was written by another version"))
       )
     case "crashes":
@@ -271,16 +356,25 @@ export const responseOf = (
   }
 }
 
-/** What the engine itself says of a job that it gave up. */
-export const endOfReason = (reason: string): StoredEnd => {
+/** What the engine says of a job that has failed: our end of it, or that it gave it up. */
+export const endOfReason = (submission: string, reason: string): StoredEnd => {
+  const end = readEnd(reason)
+  if (end !== undefined) return end
+  return {
+    ...noTimes,
+    submission,
+    status: "failed",
+    error: reason.includes("stalled") ? { of: "crashes" } : { of: "defect", name: "UnknownFailure" }
+  }
+}
+
+/** An end that is written as text. */
+export const readEnd = (text: string): StoredEnd | undefined => {
   try {
-    const parsed = JSON.parse(reason) as StoredEnd
-    if (typeof parsed === "object" && parsed !== null && "status" in parsed) return parsed
+    const end: unknown = JSON.parse(text)
+    return isEnd(end) ? end : undefined
   } catch {
     // It is not ours.
+    return undefined
   }
-  const error: StoredError = reason.includes("stalled")
-    ? { of: "crashes" }
-    : { of: "defect", name: reason.slice(0, 200) }
-  return { ...noTimes, status: "failed", error }
 }
