@@ -1,16 +1,14 @@
 import { assert, describe, it } from "@effect/vitest"
-import { createPostgresBackend } from "bullmq"
-import { Context, Deferred, Effect, Exit, Fiber, Layer, Schema, Scope } from "effect"
+import { Deferred, Effect, Exit, Fiber, Layer, Schema, Scope } from "effect"
 import { ModelConfig, QueueError, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import * as BullMq from "effect-llm-queue/BullMq"
 import { Redis } from "ioredis"
-import process from "node:process"
 import type { StoredJob } from "../../src/internal/bullmq/engine.ts"
 import { endOf } from "../../src/internal/bullmq/queue.ts"
 import { noTimes } from "../../src/internal/bullmq/stored.ts"
 import { observe } from "../../src/internal/observer.ts"
-import { hasRedis, own, url } from "../redis/server.ts"
-import * as postgres from "./postgres.ts"
+import { hasRedis, own } from "../redis/server.ts"
+import * as stores from "./stores.ts"
 
 class Broken extends Schema.TaggedError<Broken>()("Broken", { why: Schema.String }) {}
 
@@ -25,53 +23,23 @@ const Model = ModelConfig.make("gpt:4", {
 type Params = { readonly text: string }
 type Result = { readonly text: string; readonly usage: ModelConfig.Usage }
 
-let prefixes = 0
-
-const newPrefix = () => `test-${process.pid}-${Math.random()}-${prefixes++}`
-
-/** The server of one test. */
-const place = Effect.map(url, (url) => {
-  const { hostname, port } = new URL(url)
-  return { url, connection: { host: hostname, port: Number(port) } }
-})
-
-const stores = [
-  {
-    name: "on Redis",
-    isThere: hasRedis,
-    options: Effect.map(place, ({ connection }): BullMq.Options => ({ connection }))
-  },
-  {
-    name: "on PostgreSQL",
-    isThere: postgres.hasPostgres,
-    options: Effect.map(postgres.url, (connectionString): BullMq.Options => ({
-      backend: createPostgresBackend,
-      connection: { connectionString, migrate: true },
-      commandTimeout: "10 seconds"
-    }))
-  }
-]
-
 /** A process, as far as the store can tell. */
 const start = Effect.fnUntraced(function*(options: BullMq.Options) {
-  const scope = yield* Scope.make()
-  yield* Effect.addFinalizer(() => Scope.close(scope, Exit.void))
-  const context = yield* Layer.buildWithScope(Layer.fresh(BullMq.layer(options)), scope)
-  const manager = Context.get(context, QueueManager.QueueManager)
+  const { close, manager, scope } = yield* stores.start(options)
   return {
     manager,
-    close: Scope.close(scope, Exit.void),
+    close,
     register: (processor: Parameters<typeof manager.registerQueue<Params, Result, Broken, never>>[1]) =>
       Scope.provide(manager.registerQueue(Model, processor), scope)
   }
 })
 
 const layer = (options: Effect.Effect<BullMq.Options, never, Scope.Scope>) =>
-  Layer.unwrap(Effect.map(options, (options) => BullMq.layer({ prefix: newPrefix(), ...options })))
+  Layer.unwrap(Effect.map(options, (options) => BullMq.layer({ prefix: stores.newPrefix(), ...options })))
 
 const usage = { inputTokens: 1, outputTokens: 2 }
 
-for (const { isThere, name, options } of stores) {
+for (const { isThere, name, options } of stores.stores) {
   describe.runIf(isThere)(`stored queues ${name}`, () => {
     it.live("answer like queues in memory", () =>
       Effect.gen(function*() {
@@ -125,7 +93,7 @@ for (const { isThere, name, options } of stores) {
       () =>
         Effect.gen(function*() {
           const store = yield* options
-          const prefix = newPrefix()
+          const prefix = stores.newPrefix()
           const submitter = yield* start({ ...store, prefix })
           const early = yield* submitter.manager.submitRequest(
             QueueRequest.make(Model, { params: { text: "early" }, id: "early", waitForCompletion: false })
@@ -193,7 +161,7 @@ describe.runIf(hasRedis)("stored queues", () => {
       yield* manager.registerQueue(Model, ({ params: { text } }) => Effect.succeed({ text, usage }))
       yield* manager.submit(Model, { text: "" })
       assert.deepStrictEqual(seen, [Model.modelId])
-    }).pipe(Effect.scoped, Effect.provide(layer(stores[0]!.options)), Effect.scoped), 30_000)
+    }).pipe(Effect.scoped, Effect.provide(layer(stores.stores[0]!.options)), Effect.scoped), 30_000)
 
   it.live("refuse what cannot be stored", () =>
     Effect.gen(function*() {
@@ -206,17 +174,17 @@ describe.runIf(hasRedis)("stored queues", () => {
       assert(submitted instanceof QueueError.InvalidRequest)
       const keyed = yield* Effect.flip(manager.submit(Model, { text: "" }, { dedupeKey: "x" }))
       assert.include(keyed.message, "dedupeKey")
-    }).pipe(Effect.scoped, Effect.provide(layer(stores[0]!.options)), Effect.scoped), 30_000)
+    }).pipe(Effect.scoped, Effect.provide(layer(stores.stores[0]!.options)), Effect.scoped), 30_000)
 
   it.live("say in the store only what their schemas say, and with a codec not even that", () =>
     Effect.gen(function*() {
       const canary = "c4n4ry"
       const flip = (text: string) => Effect.succeed(Array.from(text).toReversed().join(""))
-      const { connection, url } = yield* place
+      const { connection, url } = yield* stores.place
       const client = new Redis(url)
       yield* Effect.addFinalizer(() => Effect.sync(() => client.disconnect()))
       const found = Effect.fnUntraced(function*(codec: BullMq.Codec | undefined) {
-        const prefix = newPrefix()
+        const prefix = stores.newPrefix()
         const { manager, register } = yield* start({ connection, prefix, codec })
         yield* register(({ params: { text } }) =>
           text.startsWith("fail")
@@ -256,7 +224,11 @@ describe.runIf(hasRedis)("stored queues", () => {
     Effect.gen(function*() {
       const server = yield* own("--appendonly yes", "--appendfsync always")
       const connection = { host: "127.0.0.1", port: server.port }
-      const { close, manager, register } = yield* start({ connection, commandTimeout: "1 second", prefix: newPrefix() })
+      const { close, manager, register } = yield* start({
+        connection,
+        commandTimeout: "1 second",
+        prefix: stores.newPrefix()
+      })
       const go = yield* Deferred.make<void>()
       yield* register(({ params }) => Effect.as(Deferred.await(go), { text: params.text, usage }))
       const pending = yield* manager.submitRequest(

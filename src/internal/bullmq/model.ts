@@ -72,6 +72,8 @@ const seconds = (millis: number): number | undefined =>
 
 /** How many that are over, and wait to be taken, may be before the one that is dropped. */
 const mostOver = 100
+/** Of fewer ends the latest may be gone before its submitter has looked. */
+const brief = 100
 /** How often the depth is asked for. */
 const counted = 100
 
@@ -444,6 +446,7 @@ export const make = Effect.fnUntraced(function*(
     heard: Effect.Effect<Heard>
   ): Effect.Effect<boolean, QueueError.QueueUnavailable> => {
     const jobId = jobIdOf(id)
+    const isBrief = shape.kept.count < brief
     let adding: Promise<unknown> | undefined
     const added = queue.ask((queue) =>
       adding = queue.add(submission, data, {
@@ -455,18 +458,17 @@ export const make = Effect.fnUntraced(function*(
         removeOnFail: shape.letters
       })
     )
+    const there = Effect.mapError(queue.ask((queue) => queue.getJob(jobId)), unavailable(id))
+    const hasEnded = Effect.map(Effect.timeoutOption(heard, store.commandTimeout), ({ _tag }) => _tag === "Some")
     // An id that is there already is left as it is, and nothing is said.
-    const isThere = Effect.flatMap(
-      Effect.mapError(queue.ask((queue) => queue.getJob(jobId)), unavailable(id)),
-      (job): Effect.Effect<boolean, QueueError.QueueUnavailable> => {
-        if (job !== undefined) return Effect.succeed(job.name === submission)
-        // It has ended and is gone already, which will be heard; or another one has, and this one is not there yet.
-        return Effect.flatMap(
-          Effect.timeoutOption(heard, store.commandTimeout),
-          (ended) => ended._tag === "Some" ? Effect.succeed(true) : add({ data, id, submission }, heard)
-        )
-      }
-    )
+    const isThere = Effect.flatMap(there, (job): Effect.Effect<boolean, QueueError.QueueUnavailable> => {
+      if (job?.name === submission) return Effect.succeed(true)
+      // Where ends are hardly kept it may be over, and gone, and followed by another one already: that will be heard.
+      if (job !== undefined) return isBrief ? hasEnded : Effect.succeed(false)
+      return Effect.flatMap(hasEnded, (hasEnded) =>
+        // Else the one that was in its way has gone.
+        hasEnded ? Effect.succeed(true) : add({ data, id, submission }, heard))
+    })
     // It may be there, whatever has been heard of it, or be there later.
     const undo = Effect.suspend(() => {
       const added = adding
@@ -474,7 +476,7 @@ export const make = Effect.fnUntraced(function*(
         ? Effect.void
         : Effect.asVoid(Effect.andThen(Effect.ignore(Effect.tryPromise(() => added)), withdraw(id, submission, data)))
     })
-    return Effect.mapError(added, unavailable(id)).pipe(
+    const storing = Effect.mapError(added, unavailable(id)).pipe(
       Effect.andThen(requestId.isGenerated(id) ? Effect.succeed(true) : isThere),
       Effect.onError((cause) =>
         Effect.flatMap(queue.later(undo), (undone) =>
@@ -486,6 +488,9 @@ export const make = Effect.fnUntraced(function*(
             : Effect.void)
       )
     )
+    return isBrief && !requestId.isGenerated(id)
+      ? Effect.flatMap(there, (job) => job === undefined ? storing : Effect.succeed(false))
+      : storing
   }
 
   /** Stores a request, which is there when this goes on. */

@@ -28,6 +28,8 @@ export interface StoredQueue {
   readonly cancel: (jobId: string, end: StoredEnd) => Effect.Effect<"cancelled" | "ended" | "missing", string>
   /** Somebody has cancelled a submission. */
   readonly onCancel: (f: (jobId: string, submission: string) => void) => () => void
+  /** The end of a submission that was cancelled lately, as far as that was heard. */
+  readonly cancelled: (submission: string) => StoredEnd | undefined
   readonly onPause: (f: (isPaused: boolean) => void) => () => void
   /** What the server's clock is ahead of this one. */
   readonly offset: () => number
@@ -37,6 +39,8 @@ export interface StoredQueue {
 const lookup = 5000
 /** How many of those that wait are asked about at one time. */
 const atOnce = 16
+/** How many cancellations are remembered. */
+const mostRecent = 10_000
 /** How often the server's clock is read. */
 const clockEvery = 30_000
 
@@ -123,6 +127,8 @@ export const make = Effect.fnUntraced(function*(
   }
   /** By submission: a job may come to have the id of one that is gone. */
   const waiters = new Map<string, Waiter>()
+  /** Of which was heard lately that they were cancelled: one that was just taken may be as it was before. */
+  const recent = new Map<string, StoredEnd>()
   const cancels = new Set<(jobId: string, submission: string) => void>()
   const pauses = new Set<(isPaused: boolean) => void>()
   const tell = (submission: string, heard: Heard) => {
@@ -138,14 +144,19 @@ export const make = Effect.fnUntraced(function*(
   const waitersOf = (jobId: string) => Array.from(waiters).filter(([, waiter]) => waiter.jobId === jobId)
   /** The end of whichever submission it was. */
   const ended = (jobId: string, end: StoredEnd | undefined) => {
-    if (end !== undefined) return tell(end.submission, end)
-    if (waitersOf(jobId).length > 0) run(Effect.ignore(look(jobId)))
+    if (end === undefined) {
+      if (waitersOf(jobId).length > 0) run(Effect.ignore(look(jobId)))
+    } else if (store.backend === undefined || !waiters.has(end.submission)) tell(end.submission, end)
+    // PostgreSQL numbers events before they can be seen, so one of them may be missed: that it was cancelled, for instance.
+    else run(Effect.ensuring(Effect.ignore(look(jobId)), Effect.sync(() => tell(end.submission, end))))
   }
   events.on("completed", ({ jobId, returnvalue }) => ended(jobId, isEnd(returnvalue) ? returnvalue : undefined))
   events.on("failed", ({ failedReason, jobId }) => ended(jobId, readEnd(failedReason)))
   events.on("progress", ({ data, jobId }) => {
     const end = cancelledEnd(data)
     if (end === undefined) return
+    recent.set(end.submission, end)
+    if (recent.size > mostRecent) recent.delete(recent.keys().next().value!)
     for (const f of cancels) f(jobId, end.submission)
     tell(end.submission, end)
   })
@@ -216,6 +227,7 @@ export const make = Effect.fnUntraced(function*(
     look,
     cancel: (jobId, end) => within(() => cancelJob(queue, name, jobId, end.submission, { cancelled: end })),
     onCancel: listen(cancels),
+    cancelled: (submission) => recent.get(submission),
     onPause: listen(pauses),
     offset: () => offset
   }

@@ -139,7 +139,7 @@ export const serve = Effect.fnUntraced(function*(
     const { data, name: submission } = job
     const of = { modelId, requestId: taken.id, submission }
     const times = () => ({ ...stored.noTimes, queued: now() - data.createdAt })
-    const cancelled = endOf(job)
+    const cancelled = endOf(job) ?? queue.cancelled(submission)
     if (cancelled !== undefined) {
       taken.isCancelled = true
       return cancelled
@@ -151,7 +151,12 @@ export const serve = Effect.fnUntraced(function*(
     const request = yield* Effect.result(read(job, left))
     if (request._tag === "Failure") return stored.brokenEnd(submission, times(), "Undecodable")
     // It may have been lost here and come back, and the first time may not be over yet.
-    const submitted = Effect.retry(local.submit(request.success), {
+    const mayBegin = Effect.suspend(() =>
+      taken.isCancelled
+        ? Effect.fail(new QueueError.RequestCancelled({ modelId, requestId: taken.id }))
+        : local.submit(request.success)
+    )
+    const submitted = Effect.retry(mayBegin, {
       while: (error) => error instanceof QueueError.DuplicateRequest && stored.isOwn(of, error),
       schedule: Schedule.spaced(10)
     })
