@@ -290,6 +290,36 @@ describe.runIf(hasRedis)("processes that share limits", () => {
       }
     }))
 
+  it.effect("ask again when they hear so late that others may have been let in in their place", () =>
+    Effect.gen(function*() {
+      for (const algorithm of ["slidingWindow", "tokenBucket", "fixedWindow"] as const) {
+        const prefix = newPrefix()
+        const stands = yield* start(prefix, { margin: 0 })
+        const goes = yield* start(prefix, { margin: 0 })
+        const limits = [limit("rpm", 10, { timePeriod: 1000, algorithm })]
+        const [one, two] = [yield* stands.make(limits), yield* goes.make(limits)]
+        yield* TestClock.adjust(1000 - (yield* Clock.currentTimeMillis) % 1000 + 300)
+        // Then it knows the time there.
+        yield* used(one)
+        stands.state.back = algorithm === "fixedWindow" ? 800 : 1500
+        const fiber = yield* Effect.forkChild(one.admitAll!(Array.from({ length: 10 }, () => ({ cost: cost(1) }))))
+        yield* calm
+        stands.state.back = 0
+        yield* pass(algorithm === "fixedWindow" ? 750 : 1100, 50)
+        // All that there is is theirs by now.
+        let others = 0
+        while ((yield* two.admit(cost(1), false))._tag === "Admitted") others++
+        assert.isAbove(others, 0)
+        yield* pass(1000, 50)
+        const exit = fiber.pollUnsafe()
+        assert(exit !== undefined && Exit.isSuccess(exit))
+        assert.deepStrictEqual(exit.value.map(({ _tag }) => _tag), ["Blocked"], algorithm)
+        // Nothing is kept of it.
+        yield* pass(2000, 100)
+        assert.strictEqual((yield* used(two))[0], 0, algorithm)
+      }
+    }))
+
   it.effect("go on with a share of their own while the server is away, and tell it when it is back", () =>
     Effect.gen(function*() {
       const prefix = newPrefix()

@@ -14,6 +14,11 @@ export interface Cell {
   readonly length: number
   /** What the server is told of it. `enforced` is the limit as it is now, `largest` the largest charge so far. */
   readonly describe: (enforced: number, largest: number, wall: number) => Record<string, unknown>
+  /**
+   * Whether what was charged so many milliseconds ago, at that time of the server, still counts when the server hears that
+   * it is sent only now: else others may have been let in in its place.
+   */
+  readonly outlives: (late: number, wall: number) => boolean
   /** What fits at once when nothing is used. */
   readonly capacity: (enforced: number) => number
 }
@@ -40,12 +45,15 @@ export const cellsOf = (limit: RateLimiter.Limit, prefix: string, margin: number
   const part = (enforced: number) => enforced / limit.limit
   const rate = (enforced: number) => enforced / period
   const base = `${prefix}${type}:${period}`
+  /** With as much time to spare for the way to the server. */
+  const within = (length: number) => (late: number) => 2 * late <= length
 
   const sliding = (name: string, length: number, share: (limit: number) => number): Cell => ({
     name: `${base}:${name}:${length + late}`,
     kind: "sliding",
     paces: false,
     length: length + late,
+    outlives: within(length + late),
     capacity: share,
     describe: (enforced) => ({
       ...common,
@@ -78,6 +86,7 @@ export const cellsOf = (limit: RateLimiter.Limit, prefix: string, margin: number
       kind: "bucket",
       paces: options.paces,
       length: full,
+      outlives: within(full),
       capacity,
       describe: (enforced, largest) => {
         const all = most(enforced, largest)
@@ -112,6 +121,7 @@ export const cellsOf = (limit: RateLimiter.Limit, prefix: string, margin: number
       kind: "total",
       paces: false,
       length: period,
+      outlives: () => true,
       capacity: (enforced) => enforced,
       describe: (enforced) => ({ ...common, k: "t", dated, keep: year, cap: enforced, part: part(enforced) })
     })
@@ -125,6 +135,7 @@ export const cellsOf = (limit: RateLimiter.Limit, prefix: string, margin: number
       kind: "fixed",
       paces: false,
       length: period + 2 * guard,
+      outlives: (late, wall) => wall + 2 * late <= edges(wall).end,
       capacity: (enforced) => enforced,
       describe: (enforced, _largest, wall) => {
         const { end, start } = edges(wall)
@@ -166,6 +177,7 @@ export const permitsOf = (limit: number, prefix: string): Cell => ({
   kind: "permits",
   paces: false,
   length: 0,
+  outlives: () => true,
   capacity: () => limit,
   describe: () => ({ k: "p", cap: limit, unit: 1 })
 })

@@ -444,11 +444,22 @@ export const make = Effect.fnUntraced(function*(
         }
       },
       answered: (answer, cellAt) => {
+        const late = now() - began
         const admissions = admitted(answer, cellAt)
-        if (!isGone) return Deferred.doneUnsafe(asked, Effect.succeed(admissions))
+        const isTooLate = late > margin &&
+          (late > lease / 2 ||
+            !of.shared.every(({ meter }) => meter.cells.every((cell) => cell.outlives(late, link.wall))))
+        if (!isGone && !isTooLate) return Deferred.doneUnsafe(asked, Effect.succeed(admissions))
+        let isGiven = false
         for (const admission of admissions) {
-          if (admission._tag === "Admitted") giveBack(mine(admission.reservation), permit)
+          if (admission._tag !== "Admitted") continue
+          isGiven = true
+          giveBack(mine(admission.reservation), permit)
         }
+        if (isGone) return
+        // Others may have been let in since then, so it is asked again.
+        const again = { _tag: "Blocked", by: limits.all[0]?.type ?? "concurrent", wait: 0 } as const
+        Deferred.doneUnsafe(asked, Effect.succeed(isGiven ? [again] : admissions))
       },
       away: (reason) => {
         if (isGone) return

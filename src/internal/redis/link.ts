@@ -101,7 +101,7 @@ export class Link {
   private inFlight: Call | undefined
   private sequence = 0
   /** The server's wall clock, as it was last heard. */
-  private wall = 0
+  wall = 0
 
   private constructor(options: Options, signal: Queue.Queue<void>) {
     this.options = options
