@@ -94,7 +94,10 @@ export const start = Effect.fnUntraced(function*(
   options: QueueRedis.Options = {}
 ) {
   const scope = yield* Scope.make()
-  yield* Effect.addFinalizer(() => Scope.close(scope, Exit.void))
+  // That of node-redis may never close.
+  yield* Effect.addFinalizer(() =>
+    driver === "redis" ? Effect.forkDetach(Scope.close(scope, Exit.void)) : Scope.close(scope, Exit.void)
+  )
   const context = yield* Layer.buildWithScope(
     Layer.fresh(QueueManager.layerWith({ eventCapacity: 100_000 })).pipe(
       Layer.provide(Layer.fresh(QueueRedis.layer({ commandTimeout, lease, ...options }))),

@@ -67,7 +67,12 @@ export const faults: ReadonlyArray<Fault> = [
   ),
   lasting(
     "is busy with a script",
-    ({ command }) => Effect.forkDetach(Effect.exit(command("EVAL", "while true do end", "0"))),
+    // Until then it answers.
+    ({ command }) =>
+      Effect.andThen(
+        Effect.forkDetach(Effect.exit(command("EVAL", "while true do end", "0"))),
+        Effect.sleep(100)
+      ),
     ({ command }) => command("SCRIPT", "KILL"),
     { isAway: true, options: ["--busy-reply-threshold 50"] }
   ),
