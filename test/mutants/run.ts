@@ -31,7 +31,9 @@ const suites = [
   "test/tracing.test.ts",
   "test/conformance",
   "test/redis/laws.test.ts",
-  "test/redis/sharing.test.ts"
+  "test/redis/sharing.test.ts",
+  "test/bullmq/BullMq.test.ts",
+  "test/bullmq/races.test.ts"
 ].filter((suite) => existsSync(join(root, suite)))
 
 /** A mutant may hang where no scheduler sees it. */
