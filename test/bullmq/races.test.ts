@@ -98,6 +98,10 @@ for (const { isThere, name, options } of stores.stores) {
           const second = yield* Effect.exit(manager.submit(Model, "second", { id }))
           if (exits(second) !== "DuplicateRequest") assert.strictEqual(exits(second), "completed")
         }
+        // And nothing goes on that was interrupted, however late it was taken.
+        const isRunning = Effect.map(manager.getQueueInfo(Model), ({ running }) => running > 0)
+        const atRest = Effect.repeat(Effect.delay(isRunning, 50), { while: (isRunning) => isRunning })
+        yield* Effect.timeout(atRest, "20 seconds")
       }).pipe(Effect.scoped), 60_000)
 
     it.live("what is interrupted while it is stored is not there", () =>
@@ -137,7 +141,7 @@ for (const { isThere, name, options } of stores.stores) {
               else yield* Effect.sleep(2 + i % 9)
               const other = i % 2 === 0 ? a!.manager : b!.manager
               const cancelled = yield* Effect.orElseSucceed(other.cancelRequest(Model, id), () => undefined)
-              if (cancelled === undefined) return Fiber.interrupt(submitted)
+              if (cancelled === undefined) return yield* Fiber.interrupt(submitted)
               counts[`${cancelled}`]++
               const heard = exits(yield* Fiber.join(submitted))
               assert.strictEqual(heard, cancelled ? "RequestCancelled" : "completed")

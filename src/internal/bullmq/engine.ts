@@ -134,14 +134,15 @@ const runLua = (
   })
 
 /** Milliseconds since 1970 by the server's clock. */
-export const timeOf = async (queue: JobQueue): Promise<number> => {
-  if (queue.backend.query !== undefined) {
-    const { rows } = await queue.backend.query("SELECT extract(epoch FROM clock_timestamp()) * 1000 AS now", [])
-    return Number(rows[0]!["now"])
-  }
-  const [seconds, micros] = await runLua(queue, "llmqTime", "return redis.call('TIME')", [], []) as [string, string]
-  return Number(seconds) * 1000 + Number(micros) / 1000
-}
+export const timeOf = (queue: JobQueue): Promise<number> =>
+  queue.backend.query === undefined
+    ? runLua(queue, "llmqTime", "return redis.call('TIME')", [], []).then((time) => {
+      // What the server says to that command.
+      const [seconds, micros] = time as readonly [string, string]
+      return Number(seconds) * 1000 + Number(micros) / 1000
+    })
+    : queue.backend.query("SELECT extract(epoch FROM clock_timestamp()) * 1000 AS now", [])
+      .then(({ rows }) => Number(rows[0]!["now"]))
 
 const cancelLua = `
 local job = redis.call('HMGET', KEYS[1], 'name', 'finishedOn', 'progress')
@@ -161,25 +162,28 @@ WITH job AS (
 SELECT ended, CASE WHEN ended THEN NULL ELSE update_progress($1, $2, $4::jsonb) END FROM job
 `
 
+type Cancelled = "cancelled" | "ended" | "missing"
+
 /**
  * Writes at a job that it was cancelled, if it has not ended, in one step: from then on that is its end, whatever comes of
  * who may be processing it. It is of this submission only.
  */
-export const cancelJob = async (
+export const cancelJob = (
   queue: JobQueue,
   name: string,
   jobId: string,
   submission: string,
   cancelled: { readonly cancelled: StoredEnd }
-): Promise<"cancelled" | "ended" | "missing"> => {
+): Promise<Cancelled> => {
   const text = JSON.stringify(cancelled)
   if (queue.backend.query === undefined) {
     const keys = [queue.toKey(jobId), queue.keys.events]
-    return await runLua(queue, "llmqCancel", cancelLua, keys, [jobId, submission, text]) as "cancelled"
+    // The script's own words.
+    return runLua(queue, "llmqCancel", cancelLua, keys, [jobId, submission, text]).then((answer) => answer as Cancelled)
   }
-  const { rows } = await queue.backend.query(cancelSql, [name, jobId, submission, text])
-  const [row] = rows
-  return row === undefined ? "missing" : row["ended"] === true ? "ended" : "cancelled"
+  return queue.backend.query(cancelSql, [name, jobId, submission, text]).then(({ rows: [row] }) =>
+    row === undefined ? "missing" : row["ended"] === true ? "ended" : "cancelled"
+  )
 }
 
 /** Seconds for which a client waits for something to come, in one command. */

@@ -19,7 +19,7 @@ export interface StoredQueue {
   readonly name: string
   readonly ask: <A>(f: (queue: JobQueue) => Promise<A>) => Effect.Effect<A, string>
   /** Goes on with something when nobody waits for it any more, as long as the queue is open. */
-  readonly later: <A>(effect: Effect.Effect<A, unknown>) => Effect.Effect<Fiber.Fiber<unknown>>
+  readonly later: <A, E>(effect: Effect.Effect<A, E>) => Effect.Effect<Fiber.Fiber<unknown>>
   /** Calls back when a submission has ended, until that is undone. */
   readonly onEnd: (jobId: string, submission: string, f: (heard: Heard) => void) => () => void
   /** Looks whether those who wait for a job have missed its end. */
