@@ -2,7 +2,7 @@
  * What several processes do to one stored request at one time: whatever comes first, all of them are told the same, and
  * nothing that was accepted is lost.
  */
-import { assert, describe, it } from "@effect/vitest"
+import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
 import { Cause, Deferred, Effect, Exit, Fiber, Schema, Scope } from "effect"
 import { ModelConfig, QueueError, QueueRequest } from "effect-llm-queue"
 import type * as BullMq from "effect-llm-queue/BullMq"
@@ -48,13 +48,27 @@ const exits = (exit: Exit.Exit<unknown, unknown>): string => {
 
 for (const { isThere, name, options } of stores.stores) {
   describe.runIf(isThere)(`stored ${name}`, () => {
+    // One server for all of them.
+    const scope = Scope.makeUnsafe()
+    let server: BullMq.Options = {}
+    beforeAll(() =>
+      Effect.runPromise(
+        Effect.gen(function*() {
+          server = yield* options
+          // It is made once what it needs, and not by all at one time.
+          const { manager } = yield* stores.start({ ...server, prefix: stores.newPrefix() })
+          yield* manager.getRequests(define())
+        }).pipe(Effect.orDie, Scope.provide(scope))
+      ), 60_000)
+    afterAll(() => Effect.runPromise(Scope.close(scope, Exit.void)))
+
     it.live(
       "each submission has its own answer, whoever else uses its id, however little is kept",
       () =>
         Effect.gen(function*() {
           // PostgreSQL may tell of an end only when it is looked up, some seconds later: until then it has to be kept.
           const Model = define({ retention: { count: name === "on Redis" ? 0 : 1000 } })
-          const common = { ...yield* options, prefix: stores.newPrefix() }
+          const common = { ...server, prefix: stores.newPrefix() }
           const processes = yield* Effect.forEach([1, 2], () => start(common, Model))
           let processed = 0
           yield* processes[0]!.register((params) =>
@@ -88,7 +102,7 @@ for (const { isThere, name, options } of stores.stores) {
     it.live("a submission that is interrupted says nothing to the next one with its id", () =>
       Effect.gen(function*() {
         const Model = define()
-        const { manager, register } = yield* start({ ...yield* options, prefix: stores.newPrefix() }, Model)
+        const { manager, register } = yield* start({ ...server, prefix: stores.newPrefix() }, Model)
         yield* register((params) => params === "first" ? Effect.never : Effect.succeed(params))
         for (let i = 0; i < 20; i++) {
           const id = `id ${i}`
@@ -107,7 +121,7 @@ for (const { isThere, name, options } of stores.stores) {
     it.live("what is interrupted while it is stored is not there", () =>
       Effect.gen(function*() {
         const Model = define()
-        const { manager } = yield* start({ ...yield* options, prefix: stores.newPrefix() }, Model)
+        const { manager } = yield* start({ ...server, prefix: stores.newPrefix() }, Model)
         yield* manager.submitRequest(QueueRequest.make(Model, { params: "", id: "stays", waitForCompletion: false }))
         yield* Effect.forEach(Array.from({ length: 100 }), (_, i) =>
           Effect.gen(function*() {
@@ -126,7 +140,7 @@ for (const { isThere, name, options } of stores.stores) {
       () =>
         Effect.gen(function*() {
           const Model = define()
-          const common = { ...yield* options, prefix: stores.newPrefix() }
+          const common = { ...server, prefix: stores.newPrefix() }
           const [a, b] = yield* Effect.forEach([1, 2], () => start(common, Model))
           yield* a!.register((params) =>
             params === "0" ? Effect.never : Effect.delay(Effect.succeed(params), Number(params))
@@ -162,7 +176,7 @@ for (const { isThere, name, options } of stores.stores) {
     it.live("a priority that changes does not bring back what was cancelled", () =>
       Effect.gen(function*() {
         const Model = define()
-        const { manager } = yield* start({ ...yield* options, prefix: stores.newPrefix() }, Model)
+        const { manager } = yield* start({ ...server, prefix: stores.newPrefix() }, Model)
         yield* Effect.forEach(Array.from({ length: 50 }), (_, i) =>
           Effect.gen(function*() {
             const id = `id ${i}`
@@ -179,7 +193,7 @@ for (const { isThere, name, options } of stores.stores) {
     it.live("errors of other requests are the processor's own", () =>
       Effect.gen(function*() {
         const Model = define()
-        const { manager, register } = yield* start({ ...yield* options, prefix: stores.newPrefix() }, Model)
+        const { manager, register } = yield* start({ ...server, prefix: stores.newPrefix() }, Model)
         let calls = 0
         const others = [
           new QueueError.RequestCancelled({ modelId: "other", requestId: "other" }),
@@ -211,7 +225,7 @@ for (const { isThere, name, options } of stores.stores) {
       () =>
         Effect.gen(function*() {
           const Model = define()
-          const common = { ...yield* options, prefix: stores.newPrefix() }
+          const common = { ...server, prefix: stores.newPrefix() }
           const [a, b] = yield* Effect.forEach([1, 2], () => start(common, Model))
           const submitted = yield* Effect.forkChild(Effect.exit(a!.manager.submit(Model, "x", { id: "id" })))
           while ((yield* b!.manager.getRequests(Model)).length === 0) yield* Effect.sleep(10)
@@ -233,7 +247,7 @@ for (const { isThere, name, options } of stores.stores) {
             error: Failures,
             rateLimiters: "unlimited"
           })
-          const { manager, scope } = yield* stores.start({ ...yield* options, prefix: stores.newPrefix() })
+          const { manager, scope } = yield* stores.start({ ...server, prefix: stores.newPrefix() })
           const echo = ({ params }: { readonly params: string }) => Effect.succeed(params)
           yield* Scope.provide(manager.registerAllQueues([define({ capacity: 1 }), Other], echo), scope)
           yield* manager.unregisterQueue("raced")
