@@ -93,7 +93,8 @@ elseif meta[3] ~= call.config then
   return cjson.encode({ changed = redis.call('HGET', META, 'limits') })
 end
 for _, each in ipairs(cells) do
-  if each.k == 'f' and (wall < each.from or wall >= each.to) then return cjson.encode({ clock = wall }) end
+  -- With more digits it could be rounded to the other side of an edge.
+  if each.k == 'f' and (wall < each.from or wall >= each.to) then return cjson.encode({ clock = math.floor(wall) }) end
 end
 
 -- Nobody was heard for longer than all of them would be silent: it was the server that was away, and what processes hold
@@ -774,7 +775,7 @@ end
 for i, c in pairs(loaded) do
   if c.dirty or c.isNew then save(i) end
 end
-local reply = cjson.encode({ wall = wall, epoch = meta[4], answers = answers, sync = sync })
+local reply = cjson.encode({ wall = math.floor(wall), epoch = meta[4], answers = answers, sync = sync })
 if not call.last then redis.call('HSET', REPLIES, pid, call.seq, pid .. ':reply', reply) end
 -- What was not there at the last beat.
 for i = 1, 8 do
