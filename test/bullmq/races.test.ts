@@ -3,10 +3,11 @@
  * nothing that was accepted is lost.
  */
 import { afterAll, assert, beforeAll, describe, it } from "@effect/vitest"
-import { Cause, Deferred, Effect, Exit, Fiber, Schema, Scope } from "effect"
+import { Cause, Clock, Deferred, Duration, Effect, Exit, Fiber, Schema, Scope } from "effect"
 import { ModelConfig, QueueError, QueueRequest } from "effect-llm-queue"
 import type * as BullMq from "effect-llm-queue/BullMq"
 import { Redis } from "ioredis"
+import { shifted } from "../redis/faults/clocks.ts"
 import { canStart, hasRedis, own } from "../redis/server.ts"
 import * as stores from "./stores.ts"
 
@@ -236,6 +237,35 @@ for (const { isThere, name, options } of stores.stores) {
         }).pipe(Effect.scoped),
       60_000
     )
+
+    it.live("clocks that are wrong by an hour change nothing: the store's counts", () =>
+      Effect.gen(function*() {
+        for (const by of [-3_600_000, 3_600_000]) {
+          const common = { ...server, prefix: stores.newPrefix() }
+          const Model = define()
+          const Never = ModelConfig.make("never", {
+            params: Schema.String,
+            result: Schema.String,
+            rateLimiters: "unlimited"
+          })
+          const clock = yield* shifted(by)
+          const right = yield* start(common, Model)
+          const wrong = yield* Effect.provideService(stores.start(common), Clock.Clock, clock)
+          const registered = Effect.andThen(
+            wrong.manager.registerQueue(Model, ({ params }) => Effect.succeed(params)),
+            wrong.manager.registerQueue(Never, () => Effect.never)
+          )
+          yield* Scope.provide(Effect.provideService(registered, Clock.Clock, clock), wrong.scope)
+          for (const { manager } of [right, wrong]) {
+            const done = yield* manager.submit(Model, "x", { timeout: "20 seconds" })
+            assert.strictEqual(done.result, "x")
+            assert.isBelow(Duration.toMillis(done.queueTime), 20_000)
+            const error = yield* Effect.flip(manager.submit(Never, "x", { timeout: "1 second" }))
+            assert(error._tag === "QueueTimeout")
+            assert.isBelow(error.queueTimeMillis + error.processingTimeMillis, 20_000)
+          }
+        }
+      }).pipe(Effect.scoped), 60_000)
 
     it.live(
       "another definition counts from its registration on, and one of a group leaves alone",

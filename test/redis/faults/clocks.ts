@@ -21,7 +21,7 @@ const Bucket = ModelConfig.makeUntyped<void, void>("bucket", {
 const models = [Sliding, Fixed, Bucket]
 
 /** A clock that is wrong by so many milliseconds. */
-const shifted = (by: number): Effect.Effect<Clock.Clock> =>
+export const shifted = (by: number): Effect.Effect<Clock.Clock> =>
   Clock.clockWith((clock) =>
     Effect.succeed<Clock.Clock>({
       sleep: (duration) => clock.sleep(duration),
