@@ -2,7 +2,7 @@
  * Limits that are counted on a real server, for tests on virtual time: each call is answered at once, and the server's
  * clock is that of the test. The process stands still until there is an answer, so nothing depends on how long that takes.
  */
-import { Clock, Effect, Layer, Queue } from "effect"
+import { Clock, Effect, Queue } from "effect"
 import { Redis as EffectRedis } from "effect/persistence"
 import { MessageChannel, receiveMessageOnPort, Worker } from "node:worker_threads"
 
@@ -97,14 +97,3 @@ export const connection = (url: string) => {
   })
   return { close, service }
 }
-
-/** A connection for a file of tests. */
-export const layer = (url: string): Layer.Layer<EffectRedis.Redis> =>
-  Layer.effect(
-    EffectRedis.Redis,
-    Effect.gen(function*() {
-      const { close, service } = connection(url)
-      yield* Effect.addFinalizer(() => Effect.sync(close))
-      return service(yield* Clock.Clock)
-    })
-  )

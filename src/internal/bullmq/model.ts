@@ -244,16 +244,13 @@ export const make = Effect.fnUntraced(function*(
     const { expiresAt } = data
     if (expiresAt === undefined) return ended
     // Until its time is over: nobody else may be there to say so.
-    return Effect.raceFirst(
-      ended,
-      Effect.andThen(
-        Effect.sleep(Math.max(0, expiresAt - now())),
-        Effect.suspend(() => {
-          const error = timedOut(id, data, { ...stored.noTimes, queued: now() - data.createdAt })
-          return Effect.andThen(Effect.ignore(withdraw(id, submission, data, error)), Effect.fail(error))
-        })
-      )
-    )
+    return Effect.timeoutOrElse(ended, {
+      duration: Math.max(0, expiresAt - now()),
+      orElse: () => {
+        const error = timedOut(id, data, { ...stored.noTimes, queued: now() - data.createdAt })
+        return Effect.andThen(Effect.ignore(withdraw(id, submission, data, error)), Effect.fail(error))
+      }
+    })
   }
 
   const awaitCompletion = (id: string) =>
