@@ -2,8 +2,8 @@
  * Limits that are counted on a real server, for tests on virtual time: each call is answered at once, and the server's
  * clock is that of the test. The process stands still until there is an answer, so nothing depends on how long that takes.
  */
-import { Clock, Effect, Queue } from "effect"
-import { Redis as EffectRedis } from "effect/persistence"
+import { type Clock, Effect, Queue } from "effect"
+import type { Redis as EffectRedis } from "effect/persistence"
 import { MessageChannel, receiveMessageOnPort, Worker } from "node:worker_threads"
 
 const source = `
