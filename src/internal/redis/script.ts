@@ -111,7 +111,7 @@ local function lapsing() return now < spare and '-inf' or now end
 -- Cells -------------------------------------------------------------------------------------------------------------
 
 local loaded, freed = {}, false
-local fields = { 'u', 'h', 'n', 'l', 'p', 'f', 'e', 'a', 'w', 'g', 'q', 'qa', 'qp', 'z', 'x', 'c', 'r', 'rd', 'rl' }
+local fields = { 'u', 'h', 'n', 'l', 'p', 'f', 'e', 'a', 'w', 'g', 'q', 'qa', 'qp', 'z', 'x', 'c' }
 
 local function advance(c)
   if c.k == 's' then
@@ -199,7 +199,6 @@ local function cell(i)
   c.a, c.w, c.g = tonumber(v[8] or now), tonumber(v[9] or nil), tonumber(v[10] or 0)
   c.q, c.qa, c.qp, c.z = tonumber(v[11] or nil), tonumber(v[12] or 0), v[13] or nil, tonumber(v[14] or now)
   c.x = tonumber(v[15] or nil)
-  c.r, c.rd, c.rl = tonumber(v[17] or 0), tonumber(v[18] or 0), v[19] or nil
   c.isNew = not v[14]
   -- What is shorter has too many digits.
   if c.len then c.width = math.max(c.len / slices, 0.02) end
@@ -237,11 +236,6 @@ local function save(i)
   also('w', c.w)
   also('x', c.x)
   if c.k == 'b' and c.part then also('c', c.cap) end
-  if c.rl then
-    also('r', c.r)
-    also('rd', c.rd)
-    also('rl', c.rl)
-  end
   if c.q then
     also('q', c.q)
     also('qa', c.qa)
@@ -269,29 +263,8 @@ function date(c, amount)
     c.g = c.g + amount
     return -c.x
   end
-  -- Of a bucket, when it would be full again if nothing else was charged, and what had been charged and given back by then.
-  return c.k == 'b' and string.format('%.17g %.17g %.17g', now + c.u / c.rate, c.n, c.r) or c.u
-end
-
--- What is given back of a charge of a bucket pays what it and those before it have left: no more than was missing at that
--- time, less what was refilled since then, and less what was given back of those before it. What was given back is kept for
--- the last ones one by one; of others all counts.
-local function giveBack(c, mark, amount)
-  local full, charged, given = string.match(mark, '(%S+) (%S+) (%S+)')
-  charged, given = tonumber(charged), tonumber(given)
-  local left = c.rate * (tonumber(full) - now) - math.max(0, c.rd - given)
-  local list = c.rl and cjson.decode(c.rl) or {}
-  for _, each in ipairs(list) do
-    if tonumber(each[1]) < charged and tonumber(each[2]) >= given then left = left - tonumber(each[3]) end
-  end
-  local paid = math.min(amount, math.max(0, left), math.max(0, c.u))
-  if paid <= 0 then return end
-  c.u = c.u - paid
-  -- Numbers would lose digits on their way.
-  list[#list + 1] = { string.format('%.17g', charged), string.format('%.17g', c.r), string.format('%.17g', paid) }
-  c.r = c.r + paid
-  if #list > 64 then c.rd = c.rd + tonumber(table.remove(list, 1)[3]) end
-  c.rl = cjson.encode(list)
+  -- Of a bucket, when it would be full again if nothing else was charged.
+  return c.k == 'b' and string.format('%.17g', now + c.u / c.rate) or c.u
 end
 
 -- When so much of a window is free again.
@@ -611,7 +584,8 @@ function operations.effects(op)
         if by < 0 then freed = true end
       end
     elseif c.k == 'b' and by < 0 then
-      giveBack(c, mark, -by)
+      -- Of what is given back a full bucket keeps nothing: at least this much was missing all the time.
+      c.u = c.u - math.min(-by, math.max(0, c.rate * (tonumber(mark) - now)), math.max(0, c.u))
       freed = true
     else
       c.u = c.u + by
