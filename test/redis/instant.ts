@@ -2,7 +2,7 @@
  * Limits that are counted on a real server, for tests on virtual time: each call is answered at once, and the server's
  * clock is that of the test. The process stands still until there is an answer, so nothing depends on how long that takes.
  */
-import { Clock, Effect, Layer, Queue } from "effect"
+import { Clock, Effect, Layer, Queue, type Scope } from "effect"
 import { Redis as EffectRedis } from "effect/persistence"
 import { MessageChannel, receiveMessageOnPort, Worker } from "node:worker_threads"
 
@@ -36,7 +36,10 @@ const connect = (url: string) => {
     run: (script: string, ...args: ReadonlyArray<string | number>): unknown => {
       Atomics.store(signal, 0, 0)
       port1.postMessage([script, ...args])
-      if (Atomics.wait(signal, 0, 0, 30_000) === "timed-out") throw new Error("the server does not answer")
+      // That of the answer before may come so late that it is this one that it wakes.
+      while (Atomics.load(signal, 0) === 0) {
+        if (Atomics.wait(signal, 0, 0, 30_000) === "timed-out") throw new Error("the server does not answer")
+      }
       const { error, value } = receiveMessageOnPort(port1)!.message as {
         readonly error?: string
         readonly value?: unknown
@@ -98,13 +101,19 @@ export const connection = (url: string) => {
   return { close, service }
 }
 
+/** A connection for a scope: its server has the time of whichever clock it is used with. */
+export const scoped = (url: string): Effect.Effect<ReturnType<typeof connection>["service"], never, Scope.Scope> =>
+  Effect.map(
+    Effect.acquireRelease(Effect.sync(() => connection(url)), ({ close }) => Effect.sync(close)),
+    ({ service }) => service
+  )
+
 /** A connection for a file of tests. */
 export const layer = (url: string): Layer.Layer<EffectRedis.Redis> =>
   Layer.effect(
     EffectRedis.Redis,
     Effect.gen(function*() {
-      const { close, service } = connection(url)
-      yield* Effect.addFinalizer(() => Effect.sync(close))
+      const service = yield* scoped(url)
       return service(yield* Clock.Clock)
     })
   )
