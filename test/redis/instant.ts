@@ -36,7 +36,10 @@ const connect = (url: string) => {
     run: (script: string, ...args: ReadonlyArray<string | number>): unknown => {
       Atomics.store(signal, 0, 0)
       port1.postMessage([script, ...args])
-      if (Atomics.wait(signal, 0, 0, 30_000) === "timed-out") throw new Error("the server does not answer")
+      // That of the answer before may come so late that it is this one that it wakes.
+      while (Atomics.load(signal, 0) === 0) {
+        if (Atomics.wait(signal, 0, 0, 30_000) === "timed-out") throw new Error("the server does not answer")
+      }
       const { error, value } = receiveMessageOnPort(port1)!.message as {
         readonly error?: string
         readonly value?: unknown

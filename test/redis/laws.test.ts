@@ -19,7 +19,7 @@ const given = process.env["SEED"]
 const first = given === undefined ? Math.floor(Math.random() * 1e9) : Number(given)
 const runs = Number(process.env["RUNS"] ?? (given === undefined ? 60 : 1))
 /** That have failed before. */
-const failed = given === undefined ? [492152719, 999576324, 20020234, 50010687, 70010767, 70020892] : []
+const failed = given === undefined ? [492152719, 999576324, 20020234, 50010687, 70010767, 70020892, 30010257] : []
 const seeds = [...failed, ...Array.from({ length: runs }, (_, index) => first + index)]
 
 const lease = 30_000

@@ -7,6 +7,8 @@ import { Redis as EffectRedis } from "effect/persistence"
 import { TestClock } from "effect/testing"
 import { Redis } from "ioredis"
 import process from "node:process"
+import { BucketMeter } from "../../src/internal/meters/bucketMeter.ts"
+import { random } from "../laws/schedule.ts"
 import { limit } from "../limit.ts"
 import { refusal, says } from "../refusals/limiter.ts"
 import * as instant from "./instant.ts"
@@ -319,6 +321,66 @@ describe.runIf(hasRedis)("processes that share limits", () => {
         assert.strictEqual((yield* used(two))[0], 0, algorithm)
       }
     }))
+
+  it.effect(
+    "have as much of a bucket as one process has in memory, whatever is given back and in whichever order",
+    () =>
+      Effect.gen(function*() {
+        for (let seed = 1; seed <= 10; seed++) {
+          const { between, chance, pick } = random(seed)
+          const prefix = newPrefix()
+          const limits = [limit("tpm", 100, { timePeriod: 1000, algorithm: "tokenBucket" })]
+          const limiters = yield* Effect.forEach(
+            [1, 2],
+            () => Effect.flatMap(start(prefix), ({ make }) => make(limits))
+          )
+          const now = yield* Clock.currentTimeMillis
+          const meter = new BucketMeter({ burst: 100, rate: 0.1, now })
+          const sent: Array<{
+            readonly by: RateLimiter.Limiter
+            readonly at: number
+            readonly amount: number
+            readonly mark: ReturnType<BucketMeter["charge"]>
+            readonly reservation: RateLimiter.Reservation
+          }> = []
+          const said: Array<string> = []
+          for (let step = 0; step < 120; step++) {
+            const at = yield* Clock.currentTimeMillis
+            const one = pick(sent)
+            const dice = between(0, 3)
+            if (dice < 2) {
+              const amount = between(1, 30)
+              // Nobody is to wait: who waits is let in before others.
+              if (meter.available(at) < amount + 1e-6) {
+                continue
+              }
+              const by = pick(limiters)
+              const reservation = granted(yield* by.admit(cost(amount), true))
+              sent.push({ by, at, amount, mark: meter.charge(amount, at), reservation })
+              said.push(`${at - now}: ${amount}`)
+            } else if (dice === 2 && one !== undefined) {
+              sent.splice(sent.indexOf(one), 1)
+              if (at - one.at >= 1000) continue
+              if (chance(0.6)) {
+                yield* one.by.giveBack(one.reservation, true)
+                meter.adjust(one.mark, -one.amount, at)
+                said.push(`${at - now}: ${one.amount} of ${one.at - now} is given back`)
+              } else {
+                const uses = between(0, 40)
+                yield* one.by.settle(one.reservation, cost(uses))
+                meter.adjust(one.mark, uses - one.amount, at)
+                said.push(`${at - now}: ${one.amount} of ${one.at - now} uses ${uses}`)
+              }
+              yield* calm
+            } else yield* pass(between(1, 300))
+            const [mine] = yield* used(limiters[0]!)
+            const theirs = meter.used(yield* Clock.currentTimeMillis)
+            assert.closeTo(mine!, theirs, 1e-6, `${seed}\n${said.join("\n")}`)
+          }
+        }
+      }),
+    60_000
+  )
 
   it.effect("go on with a share of their own while the server is away, and tell it when it is back", () =>
     Effect.gen(function*() {

@@ -10,7 +10,7 @@
  *
  * - `s`, a sliding window in 1,024 slices. What is charged in a slice counts until the end of the slice and the length of
  *   the window have passed: never too short, and too long by a slice at most. What is in it needs no more than the slices.
- * - `b`, a bucket: what is missing of it, and when that was so.
+ * - `b`, a bucket: what is missing of it, when that was so, and the least that has been missing since each charge.
  * - `f`, a window of the wall clock, whose edges the process has worked out.
  * - `t`, all of time.
  * - `p`, what runs at once, as leases.
@@ -33,6 +33,8 @@ local META, PERMITS, HELD, LEASES, LINE, CLAIMS, MEMBERS, REPLIES =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local pid, cells, model = call.pid, call.cells, call.model
 local slices, chunk = 1024, 100
+-- Steps of a bucket that are kept apart.
+local exact = 64
 -- How long the last reply to a process is kept that has gone silent: it may come back, and ask for it again.
 local silence = 3600000
 
@@ -111,7 +113,81 @@ local function lapsing() return now < spare and '-inf' or now end
 -- Cells -------------------------------------------------------------------------------------------------------------
 
 local loaded, freed = {}, false
-local fields = { 'u', 'h', 'n', 'l', 'p', 'f', 'e', 'a', 'w', 'g', 'q', 'qa', 'qp', 'z', 'x', 'c' }
+local fields = { 'u', 'h', 'n', 'l', 'p', 'f', 'e', 'a', 'w', 'g', 'q', 'qa', 'qp', 'z', 'x', 'c', 'd', 'i' }
+
+-- The steps of a bucket: charges, the oldest first, and the least that has been missing since each one, which grows from
+-- each to the next up to all that is missing. { id, least, id, least, ... }
+
+-- So much is missing now, and never was less before.
+local function fill(c, missing)
+  c.u = missing
+  local d = c.d
+  while #d > 0 and (#d > 2 and d[#d - 2] or 0) >= missing do
+    d[#d] = nil
+    d[#d] = nil
+  end
+  if #d > 0 then d[#d] = math.min(d[#d], missing) end
+end
+
+-- More is missing from now on.
+local function drain(c, amount)
+  c.u = c.u + amount
+  local d = c.d
+  c.i = math.max(c.i + 1, math.floor(now))
+  if c.u <= 0 then return c.i end
+  d[#d + 1] = c.i
+  d[#d + 1] = c.u
+  if #d > 2 * exact then
+    -- What joins a newer one is out of reach of what is given back of it.
+    local kept = {}
+    for at = 3, #d, 4 do
+      kept[#kept + 1] = d[at]
+      kept[#kept + 1] = d[at + 1]
+    end
+    if kept[#kept] ~= c.u then
+      kept[#kept + 1] = d[#d - 1]
+      kept[#kept + 1] = d[#d]
+    end
+    c.d = kept
+  end
+  return c.i
+end
+
+-- As if a charge had been smaller from the start: of what is given back a full bucket keeps nothing.
+local function restore(c, id, amount)
+  local d = c.d
+  local own = #d - 1
+  while own > 0 and d[own] > id do own = own - 2 end
+  if own < 1 then return end
+  local by = math.min(amount, d[own + 1])
+  local most = d[own + 1] - by
+  c.u = c.u - by
+  local kept = {}
+  local before = 0
+  for at = 1, #d, 2 do
+    local least = at < own and math.min(d[at + 1], most) or d[at + 1] - by
+    if least > before then
+      kept[#kept + 1] = d[at]
+      kept[#kept + 1] = least
+      before = least
+    end
+  end
+  c.d = kept
+end
+
+-- A bucket of another size is at the same level.
+local function resize(c, by)
+  c.u = c.u + by
+  local kept = {}
+  for at = 1, #c.d, 2 do
+    if c.d[at + 1] + by > 0 then
+      kept[#kept + 1] = c.d[at]
+      kept[#kept + 1] = c.d[at + 1] + by
+    end
+  end
+  if #kept == 0 and c.u > 0 then kept = { 0, c.u } end
+  c.d = kept
+end
 
 local function advance(c)
   if c.k == 's' then
@@ -139,7 +215,7 @@ local function advance(c)
     end
     c.f, c.dirty = dead + 1, true
   elseif c.k == 'b' then
-    c.u = math.max(c.cap - c.burst, c.u - c.rate * math.max(0, now - c.a))
+    fill(c, math.max(c.cap - c.burst, c.u - c.rate * math.max(0, now - c.a)))
     c.a = now
   elseif c.k == 'f' then
     if c.w and c.w >= c.from then return end
@@ -204,8 +280,10 @@ local function cell(i)
   if c.len then c.width = math.max(c.len / slices, 0.02) end
   if c.isNew and c.cold then c.u = c.cap end
   if c.part then lowest(c) end
-  -- A bucket of another size is at the same level.
-  if c.k == 'b' and c.part and v[16] then c.u = c.u + c.cap - tonumber(v[16]) end
+  if c.k == 'b' then
+    c.d, c.i = v[17] and cjson.decode(v[17]) or { 0, c.u }, tonumber(v[18] or 0)
+    if c.part and v[16] then resize(c, c.cap - tonumber(v[16])) end
+  end
   advance(c)
   if lapsed > 0 then
     local amount = redis.call('HGET', HELD, 'lapsed ' .. c.name)
@@ -235,7 +313,11 @@ local function save(i)
   also('e', c.e)
   also('w', c.w)
   also('x', c.x)
-  if c.k == 'b' and c.part then also('c', c.cap) end
+  if c.k == 'b' then
+    if c.part then also('c', c.cap) end
+    also('d', cjson.encode(c.d))
+    also('i', c.i)
+  end
   if c.q then
     also('q', c.q)
     also('qa', c.qa)
@@ -256,15 +338,18 @@ function date(c, amount)
     c.e = k
     return k
   end
-  -- What a bucket has above its capacity is for one large request: nothing of it is left after any.
-  c.u = (c.k == 'b' and math.max(0, c.u) or c.u) + amount
+  if c.k == 'b' then
+    -- What it has above its capacity is for one large request: nothing of it is left after any.
+    c.u = math.max(0, c.u)
+    return drain(c, amount)
+  end
+  c.u = c.u + amount
   if c.k == 'f' then
     if wall + c.margin < c.to then return c.w end
     c.g = c.g + amount
     return -c.x
   end
-  -- Of a bucket, when it would be full again if nothing else was charged.
-  return c.k == 'b' and string.format('%.17g', now + c.u / c.rate) or c.u
+  return c.u
 end
 
 -- When so much of a window is free again.
@@ -523,7 +608,7 @@ function operations.redate(op)
       c.u = c.u - amount
     elseif c.k == 'b' then
       -- What was refilled since then was not, where the request has come to.
-      c.u = c.u - amount + math.min(amount, c.rate * op.late)
+      restore(c, mark, amount - math.min(amount, c.rate * op.late))
     elseif c.k == 'f' and (mark == c.w or mark == -c.x) then
       c.u = c.u - amount
       if mark == -c.x then c.g = math.max(0, c.g - amount) end
@@ -583,10 +668,14 @@ function operations.effects(op)
         if mark == -c.x then c.g = math.max(0, c.g + by) end
         if by < 0 then freed = true end
       end
-    elseif c.k == 'b' and by < 0 then
-      -- Of what is given back a full bucket keeps nothing: at least this much was missing all the time.
-      c.u = c.u - math.min(-by, math.max(0, c.rate * (tonumber(mark) - now)), math.max(0, c.u))
-      freed = true
+    elseif c.k == 'b' then
+      if by < 0 then
+        restore(c, mark, -by)
+        freed = true
+      elseif by > 0 then
+        marks[j] = drain(c, by)
+        dated[name] = marks[j]
+      end
     else
       c.u = c.u + by
       if by < 0 then freed = true end
@@ -654,7 +743,8 @@ function operations.replay(op)
         c.e = c.e and math.max(c.e, k) or k
       end
     elseif c.k == 'b' then
-      c.u = math.max(0, c.u + each[3] - c.rate * each[2])
+      local missing = math.max(0, c.u + each[3] - c.rate * each[2])
+      if missing > c.u then drain(c, missing - c.u) else fill(c, missing) end
     elseif c.k ~= 'p' and (c.k ~= 'f' or wall - each[2] >= c.from) then
       c.u = c.u + each[3]
     end
