@@ -71,7 +71,7 @@ const resolve = (options: Options) => {
     takeAhead: settings.whole("takeAhead", options.takeAhead, 64, problems),
     maxCrashes: settings.whole("maxCrashes", options.maxCrashes, 3, problems),
     prefix,
-    codec: codec ?? { encode: Effect.succeed, decode: Effect.succeed },
+    codec,
     problems
   }
 }

@@ -25,7 +25,7 @@ import * as stored from "./stored.ts"
 
 export interface Options {
   readonly store: Store
-  readonly codec: stored.Codec
+  readonly codec: stored.Codec | undefined
   /** Milliseconds. */
   readonly lock: number
   readonly takeAhead: number
@@ -80,7 +80,7 @@ const counted = 100
 const shapeOf = (
   model: AnyModel,
   config: settings.Settings,
-  codec: stored.Codec
+  codec: stored.Codec | undefined
 ): Shape | QueueError.InvalidConfiguration => {
   const { modelId } = config
   const codecs = stored.codecsOf(model.definition, codec)

@@ -5,7 +5,6 @@
 import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import type * as ModelConfig from "../../ModelConfig.ts"
 import * as QueueError from "../../QueueError.ts"
@@ -150,16 +149,17 @@ export const serve = Effect.fnUntraced(function*(
     }
     const request = yield* Effect.result(read(job, left))
     if (request._tag === "Failure") return stored.brokenEnd(submission, times(), "Undecodable")
-    // It may have been lost here and come back, and the first time may not be over yet.
-    const mayBegin = Effect.suspend(() =>
+    const submitted: Effect.Effect<Snapshot, Failure> = Effect.suspend(() =>
       taken.isCancelled
         ? Effect.fail(new QueueError.RequestCancelled({ modelId, requestId: taken.id }))
         : local.submit(request.success)
+    ).pipe(
+      // It may have been lost here and come back, and the first time may not be over yet.
+      Effect.catchIf(
+        (error) => error instanceof QueueError.DuplicateRequest && stored.isOwn(of, error),
+        () => Effect.andThen(Effect.sleep(10), submitted)
+      )
     )
-    const submitted = Effect.retry(mayBegin, {
-      while: (error) => error instanceof QueueError.DuplicateRequest && stored.isOwn(of, error),
-      schedule: Schedule.spaced(10)
-    })
     const exit = yield* Effect.exit(submitted)
     const spent = timesOf(data, taken, exit)
     return yield* stored.endOf(

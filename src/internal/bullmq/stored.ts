@@ -144,13 +144,17 @@ interface Values {
 }
 
 /** A codec is somebody else's: it may break, and say what it has read. */
-const guarded = <E>(effect: Effect.Effect<string, E>): Effect.Effect<string, E | string> =>
-  Effect.catchDefect(effect, () => Effect.fail("the codec broke"))
+const through = <E>(f: ((text: string) => Effect.Effect<string, E>) | undefined, text: string) =>
+  f === undefined
+    ? Effect.succeed(text)
+    : Effect.catchDefect(Effect.suspend(() => f(text)), () => Effect.fail("the codec broke"))
 
 /** `undefined` for a model without schemas. */
-export const codecsOf = (definition: ModelConfig.Definition, codec: Codec): Codecs | undefined => {
+export const codecsOf = (definition: ModelConfig.Definition, codec: Codec | undefined): Codecs | undefined => {
   const { error, params, result } = definition
   if (!Schema.isSchema(params) || !Schema.isSchema(result)) return undefined
+  const write = codec === undefined ? undefined : (text: string) => codec.encode(text)
+  const read = codec === undefined ? undefined : (text: string) => codec.decode(text)
   const values = (schema: Schema.Top): Values => {
     const json = Schema.toCodecJson(schema as ModelConfig.Codec)
     const encode = Schema.encodeUnknownEffect(json)
@@ -158,10 +162,10 @@ export const codecsOf = (definition: ModelConfig.Definition, codec: Codec): Code
     return {
       encode: (value) =>
         Effect.mapError(encode(value), String).pipe(
-          Effect.flatMap((written) => guarded(codec.encode(JSON.stringify(written ?? null))))
+          Effect.flatMap((written) => through(write, JSON.stringify(written ?? null)))
         ),
       decode: (text) =>
-        guarded(codec.decode(text)).pipe(
+        through(read, text).pipe(
           Effect.flatMap((text) => Effect.try({ try: () => JSON.parse(text) as unknown, catch: String })),
           Effect.flatMap((value) => Effect.mapError(decode(value), String))
         )
