@@ -76,13 +76,9 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
   const openNow = (model: AnyModel): Effect.Effect<models.Model, Unopened> =>
     Effect.suspend(() => {
       const config = settings.resolve(model.modelId, model.definition, defaultShutdown)
-      if (!("modelId" in config)) {
-        const modelId = settings.nameOf(model.modelId)
-        return Effect.fail(new QueueError.InvalidConfiguration({ modelId, problems: [...options.problems, ...config] }))
-      }
-      if (options.problems.length > 0) {
-        const { modelId } = config
-        return Effect.fail(new QueueError.InvalidConfiguration({ modelId, problems: options.problems }))
+      const problems = "modelId" in config ? options.problems : [...options.problems, ...config]
+      if (problems.length > 0 || !("modelId" in config)) {
+        return Effect.fail(new QueueError.InvalidConfiguration({ modelId: settings.nameOf(model.modelId), problems }))
       }
       return Effect.flatMap(Scope.fork(scope), (mine) =>
         Scope.provide(models.make(model, config, options, local), mine).pipe(
@@ -94,6 +90,16 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
         ))
     })
 
+  /** What comes of an opening: it is cut short when the manager closes. */
+  const joined = (
+    modelId: string,
+    fiber: Fiber.Fiber<models.Model, Unopened>
+  ): Effect.Effect<models.Model, Unopened> =>
+    Effect.flatMap(
+      Fiber.await(fiber),
+      (exit) => Exit.hasInterrupts(exit) ? Effect.fail(shutDown(modelId, undefined)) : exit
+    )
+
   /** The stored queue of a model, opened when it is first needed: once, for all that need it at that time. */
   const open = (model: AnyModel): Effect.Effect<models.Model, Unopened> =>
     Effect.suspend(() => {
@@ -102,11 +108,11 @@ export const make = Effect.fnUntraced(function*(options: models.Options, inMemor
       if (found !== undefined) return Effect.succeed(found)
       if (!isOpen) return Effect.fail(shutDown(modelId, undefined))
       const others = opening.get(modelId)
-      if (others !== undefined) return Fiber.join(others)
+      if (others !== undefined) return joined(modelId, others)
       const whole = Effect.ensuring(openNow(model), Effect.sync(() => opening.delete(modelId)))
       return Effect.flatMap(Effect.forkIn(whole, scope), (fiber) => {
         if (opened.get(modelId) === undefined) opening.set(modelId, fiber)
-        return Fiber.join(fiber)
+        return joined(modelId, fiber)
       })
     })
 

@@ -248,7 +248,7 @@ export const make = Effect.fnUntraced(function*(
       duration: Math.max(0, expiresAt - now()),
       orElse: () => {
         const error = timedOut(id, data, { ...stored.noTimes, queued: now() - data.createdAt })
-        return Effect.andThen(Effect.ignore(withdraw(id, submission, data, error)), Effect.fail(error))
+        return Effect.andThen(Effect.ignore(end(id, submission, data, error)), Effect.fail(error))
       }
     })
   }
@@ -293,10 +293,6 @@ export const make = Effect.fnUntraced(function*(
       taken.isCancelled = true
       return local.cancel(modelId, taken.id)
     })
-
-  /** Ends a request that its submitter waits for no longer. */
-  const withdraw = (id: string, submission: string, data: Prepared, error?: QueueError.SubmitError) =>
-    end(id, submission, data, error)
 
   const cancel = (id: string): Effect.Effect<boolean, QueueError.RequestNotFound | QueueError.QueueUnavailable> =>
     Effect.flatMap(
@@ -471,7 +467,7 @@ export const make = Effect.fnUntraced(function*(
       const added = adding
       return added === undefined
         ? Effect.void
-        : Effect.asVoid(Effect.andThen(Effect.ignore(Effect.tryPromise(() => added)), withdraw(id, submission, data)))
+        : Effect.asVoid(Effect.andThen(Effect.ignore(Effect.tryPromise(() => added)), end(id, submission, data)))
     })
     const storing = Effect.mapError(added, unavailable(id)).pipe(
       Effect.andThen(requestId.isGenerated(id) ? Effect.succeed(true) : isThere),
@@ -543,7 +539,7 @@ export const make = Effect.fnUntraced(function*(
       return accepted(request, (submitted, heard) =>
         Effect.onInterrupt(
           completion(submitted, heard),
-          () => Effect.ignore(withdraw(submitted.id, submitted.submission, submitted.data))
+          () => Effect.ignore(end(submitted.id, submitted.submission, submitted.data))
         ))
     })
 
