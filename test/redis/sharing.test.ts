@@ -542,6 +542,8 @@ describe.runIf(hasRedis)("processes that share limits", () => {
           const { limits, tenants } of [
             { limits: [concurrent], tenants: undefined },
             { limits: [limit("rpm", 4, { timePeriod: 60_000 })], tenants: undefined },
+            // Not one is refilled meanwhile.
+            { limits: [limit("rpm", 4, { timePeriod: 120_000, algorithm: "tokenBucket" })], tenants: undefined },
             { limits: [], tenants: { byId: new Map(), others: [concurrent] } }
           ]
         ) {

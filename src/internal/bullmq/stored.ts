@@ -24,17 +24,8 @@ export interface StoredRequest {
   readonly version: 1
   readonly params: string
   readonly options:
-    & Pick<
-      QueueRequest.RequestOptions,
-      | "estimatedInputTokens"
-      | "estimatedCachedInputTokens"
-      | "estimatedOutputTokens"
-      | "maxOutputTokens"
-      | "labels"
-      | "priority"
-      | "tenant"
-      | "whenUnavailable"
-    >
+    & Omit<QueueRequest.EstimateOptions<never>, "params">
+    & Pick<QueueRequest.RequestOptions, "whenUnavailable">
     & { readonly metadata?: string | undefined }
   /** Milliseconds, as all times. */
   readonly headStart: number

@@ -743,8 +743,9 @@ function operations.replay(op)
         c.e = c.e and math.max(c.e, k) or k
       end
     elseif c.k == 'b' then
-      local missing = math.max(0, c.u + each[3] - c.rate * each[2])
-      if missing > c.u then drain(c, missing - c.u) else fill(c, missing) end
+      -- What was refilled since then is refilled for all of them together, and is left out: a bucket is empty at worst.
+      local missing = math.min(c.cap, math.max(0, c.u) + each[3])
+      if missing > c.u then drain(c, missing - c.u) end
     elseif c.k ~= 'p' and (c.k ~= 'f' or wall - each[2] >= c.from) then
       c.u = c.u + each[3]
     end
