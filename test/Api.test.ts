@@ -3,16 +3,9 @@ import { assert, describe, it } from "@effect/vitest"
 import { Deferred, Effect, Exit, Fiber, Layer, Option, Redacted, Schedule, Schema, Scope, Stream } from "effect"
 import { ModelConfig, ProviderProfile, QueueManager, RateLimiter } from "effect-llm-queue"
 import * as QueueApi from "effect-llm-queue/Api"
-import {
-  FetchHttpClient,
-  HttpBody,
-  HttpClient,
-  HttpClientRequest,
-  HttpRouter,
-  HttpServer,
-  HttpServerRequest
-} from "effect/http"
+import { FetchHttpClient, HttpBody, HttpClient, HttpClientRequest, HttpRouter, HttpServerRequest } from "effect/http"
 import { createServer, request as rawRequest } from "node:http"
+import { port } from "./port.ts"
 
 const hostile = "<script>alert(\"1\")</script> é/\\"
 
@@ -46,11 +39,6 @@ const serve = (options?: QueueApi.Options) =>
     Layer.provideMerge(FetchHttpClient.layer),
     Layer.provideMerge(QueueManager.layer)
   )
-
-const port = Effect.map(HttpServer.HttpServer, ({ address }) => {
-  assert(address._tag === "InetAddressV4")
-  return address.port
-})
 
 const client = (token?: Redacted.Redacted) =>
   Effect.flatMap(port, (port) => QueueApi.makeClient({ url: `http://127.0.0.1:${port}`, token }))

@@ -5,10 +5,11 @@ import { Cause, Effect, Exit, Fiber, Layer, Logger, Metric, Redacted, Schedule, 
 import { ModelConfig, ProviderProfile, QueueManager, type QueueRequest, RateLimiter } from "effect-llm-queue"
 import * as QueueApi from "effect-llm-queue/Api"
 import * as Metrics from "effect-llm-queue/Metrics"
-import { FetchHttpClient, HttpClient, HttpClientRequest, HttpRouter, HttpServer } from "effect/http"
+import { FetchHttpClient, HttpClient, HttpClientRequest, HttpRouter } from "effect/http"
 import * as PrometheusMetrics from "effect/observability/PrometheusMetrics"
 import { createServer } from "node:http"
 import { inspect } from "node:util"
+import { port } from "./port.ts"
 
 const canary = "c4n4ry"
 const timeout = 30_000
@@ -95,19 +96,16 @@ describe("secrets", () => {
         how === "fails"
           ? Stream.concat(Stream.make(prompt), Stream.fail(new Secret({ prompt })))
           : Stream.make(prompt, prompt))
-      const port = yield* Effect.map(HttpServer.HttpServer, ({ address }) => {
-        assert(address._tag === "InetAddressV4")
-        return address.port
-      })
+      const url = `http://127.0.0.1:${yield* port}`
       const { actions, queues } = yield* QueueApi.makeClient({
-        url: `http://127.0.0.1:${port}`,
+        url,
         token: Redacted.make(`token ${canary}`)
       })
       let told = ""
       const listening = yield* Effect.forEach(
         ["live", "events"],
         (name) =>
-          HttpClientRequest.get(`http://127.0.0.1:${port}/llm-queue/${name}`).pipe(
+          HttpClientRequest.get(`${url}/llm-queue/${name}`).pipe(
             HttpClientRequest.bearerToken(`token ${canary}`),
             HttpClient.execute,
             Effect.flatMap(({ stream }) =>

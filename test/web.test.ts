@@ -8,11 +8,12 @@ import { Deferred, Effect, Layer, Redacted } from "effect"
 import { ModelConfig, QueueManager, QueueRequest, RateLimiter } from "effect-llm-queue"
 import * as QueueApi from "effect-llm-queue/Api"
 import * as Dashboard from "effect-llm-queue/Dashboard"
-import { FetchHttpClient, HttpRouter, HttpServer } from "effect/http"
+import { FetchHttpClient, HttpRouter } from "effect/http"
 import { createServer, type IncomingHttpHeaders, request as sendRequest } from "node:http"
 import process from "node:process"
 import { gzipSync } from "node:zlib"
 import { type Random, random } from "./laws/schedule.ts"
+import { port } from "./port.ts"
 
 const token = "a long secret"
 const authorization = `Bearer ${token}`
@@ -35,11 +36,6 @@ const serve = Effect.provide(
     Layer.provideMerge(QueueManager.layer)
   )
 )
-
-const port = Effect.map(HttpServer.HttpServer, ({ address }) => {
-  assert(address._tag === "InetAddressV4")
-  return address.port
-})
 
 interface Sent {
   readonly method?: string

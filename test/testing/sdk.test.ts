@@ -2,10 +2,11 @@ import Anthropic, * as AnthropicErrors from "@anthropic-ai/sdk"
 import { NodeHttpServer } from "@effect/platform-node"
 import { assert, describe, it } from "@effect/vitest"
 import { Cause, Effect, Exit, Layer } from "effect"
-import { FetchHttpClient, HttpRouter, HttpServer } from "effect/http"
+import { FetchHttpClient, HttpRouter } from "effect/http"
 import { createServer } from "node:http"
 import OpenAI, * as OpenAIErrors from "openai"
 import { ProviderSimulator } from "../../src/testing/index.ts"
+import { port } from "../port.ts"
 
 /** The server on a free port of 127.0.0.1, under the clock of the test, which stands still. */
 const serve = (models: ProviderSimulator.Options["models"]) =>
@@ -15,10 +16,7 @@ const serve = (models: ProviderSimulator.Options["models"]) =>
     Layer.provideMerge(ProviderSimulator.layer({ models }))
   )
 
-const baseUrl = Effect.map(HttpServer.HttpServer, ({ address }) => {
-  assert(address._tag === "InetAddressV4")
-  return `http://127.0.0.1:${address.port}`
-})
+const baseUrl = Effect.map(port, (port) => `http://127.0.0.1:${port}`)
 
 const openai = Effect.map(baseUrl, (url) => new OpenAI({ baseURL: `${url}/v1`, apiKey: "any", maxRetries: 0 }))
 const anthropic = Effect.map(baseUrl, (baseURL) => new Anthropic({ baseURL, apiKey: "any", maxRetries: 0 }))
